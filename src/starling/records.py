@@ -1,0 +1,234 @@
+"""What travels between the stages: frozen records, unknown fields refused.
+
+Producer → consumer of each record:
+
+    Prompt        prompts → responses, ranking, policy, evaluate
+    Response      responses → ranking
+    Judgment      ranking → nectar, report
+    RankedPrompt  nectar → reward (and any reader of the public Nectar schema)
+    Comparison    evaluate (head to head), arena → stats
+    Score         evaluate, `starling score` → report
+
+The Nectar schema is that of the dataset card berkeley-nest/Nectar: prompt, answers (best first), turns,
+num_responses, source, good_natured. Departures: a `Judgment` keeps failed judge calls as named outcomes (the original
+dropped them), and `RankedPrompt.lineage` says where a row came from; it is not written into the Nectar columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Record(BaseModel):
+    """Frozen, strict about field names; two records are equal when their fields are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and plain UTF-8: the one text that is hashed anywhere in Starling."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_hash(value: Any, length: int = 64) -> str:
+    """Hex SHA-256 of the canonical JSON of `value`, cut to `length` characters."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+class Message(Record):
+    """One turn of a conversation, e.g. Message(role="user", content="What is 3 + 4?")."""
+
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    content: str = Field(description="The text, without any template markers.")
+
+
+Messages = tuple[Message, ...]
+
+
+class Prompt(Record):
+    """A conversation that waits for a reply: it ends with a user turn."""
+
+    id: str = Field(description="Hash of the messages; the same conversation has the same id everywhere.")
+    messages: Messages = Field(description="The conversation so far, oldest turn first.")
+    sources: tuple[str, ...] = Field(description="Where the prompt was found; several when duplicates were merged.")
+    split: Literal["train", "validation", "test"] = Field(
+        default="train", description="Which split its conversation belongs to; decided by the first user turn."
+    )
+
+    @classmethod
+    def make(cls, messages: Messages, sources: tuple[str, ...], split: str = "train") -> Prompt:
+        """Build a prompt and compute its id."""
+        return cls.model_validate({"id": prompt_id(messages), "messages": messages, "sources": sources, "split": split})
+
+    @model_validator(mode="after")
+    def _ends_with_user(self) -> Prompt:
+        if not self.messages or self.messages[-1].role != "user":
+            raise ValueError("a prompt must end with a user turn")
+        if not self.messages[-1].content.strip():
+            raise ValueError("the last user turn is empty")
+        return self
+
+
+def prompt_id(messages: Messages) -> str:
+    """16 hex digits that depend on roles and contents only."""
+    return content_hash([[m.role, m.content] for m in messages], 16)
+
+
+class Sampling(Record):
+    """How a reply is drawn; part of a call's identity."""
+
+    temperature: float = Field(default=1.0, ge=0.0, description="0 means greedy decoding.")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 switches it off.")
+    max_tokens: int = Field(default=512, gt=0, description="Longest reply in tokens; a longer one is cut: finish=length.")
+    stop: tuple[str, ...] = Field(default=(), description="Strings that end a reply; they are cut off.")
+
+
+class ModelRef(Record):
+    """Which model answered, precisely enough to ask it again."""
+
+    provider: str = Field(description="Kind of endpoint: openai, local, microworld-judge, scripted.")
+    name: str = Field(description="The model's name as its provider knows it, or a label for a local folder.")
+    revision: str = Field(default="", description="Version, commit or artifact fingerprint, when known.")
+    sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
+
+
+class Finish(StrEnum):
+    """Why a reply ended. `error` replies have no text."""
+
+    stop = "stop"
+    length = "length"
+    refusal = "refusal"
+    error = "error"
+
+
+class Response(Record):
+    """One model's reply to one prompt."""
+
+    id: str = Field(description="Hash of prompt id, model and text.")
+    prompt_id: str = Field(description="The prompt it answers.")
+    model: str = Field(description="Label of the model in the pool.")
+    text: str = Field(description="The reply, without template markers; empty when finish is error.")
+    finish: Finish = Field(description="Why it ended.")
+    call_id: str = Field(description="Key of the call in the journal.")
+
+
+class Outcome(StrEnum):
+    """What became of a judge's call. Only `ranked` has a ranking."""
+
+    ranked = "ranked"
+    unparsed = "unparsed"
+    refused = "refused"
+    truncated = "truncated"
+    too_long = "too_long"
+    provider_error = "provider_error"
+
+
+class PairVerdict(Record):
+    """One line of the judge's pairwise section: first and second as written, winner one of the two."""
+
+    first: str
+    second: str
+    winner: str
+
+    @model_validator(mode="after")
+    def _winner_is_one_of_them(self) -> PairVerdict:
+        if self.first == self.second or self.winner not in (self.first, self.second):
+            raise ValueError("the winner of a pair must be one of its two different members")
+        return self
+
+
+class Judgment(Record):
+    """One judge call over K responses of one prompt. Law: outcome is ranked ⇔ ranking is a permutation of shown."""
+
+    prompt_id: str = Field(description="The prompt judged.")
+    rubric: str = Field(description="Hash of the rubric, prompt template and grammar version used.")
+    judge: str = Field(description="Label of the judge model.")
+    shown: tuple[str, ...] = Field(description="Response ids in the order the judge saw them (A, B, C …).")
+    pair_order: tuple[tuple[str, str], ...] = Field(description="Pairs of response ids in the order asked.")
+    outcome: Outcome = Field(description="What became of the call.")
+    ranking: tuple[str, ...] | None = Field(description="Response ids best first; None unless ranked.")
+    good_natured: bool | None = Field(description="The judge's view of the request; None when it gave none.")
+    pair_verdicts: tuple[PairVerdict, ...] = Field(description="Pair verdicts as response ids, in reply order.")
+    call_id: str = Field(description="Key of the (last) call in the journal.")
+    reason: str = Field(default="", description="Why it is not ranked, in words; empty when ranked.")
+
+    @model_validator(mode="after")
+    def _ranked_iff_permutation(self) -> Judgment:
+        if (self.ranking is not None) != (self.outcome is Outcome.ranked):
+            raise ValueError("a judgment has a ranking exactly when its outcome is ranked")
+        if self.ranking is not None and (
+            sorted(self.ranking) != sorted(self.shown) or len(set(self.shown)) != len(self.shown)
+        ):
+            raise ValueError("a ranking must be a permutation of the responses shown")
+        return self
+
+
+class RankedAnswer(Record):
+    """One answer of a ranked prompt; rank 1.0 is best."""
+
+    answer: str
+    model: str
+    rank: float
+
+
+class RankedPrompt(Record):
+    """A prompt with its K answers, best first: one row of a Nectar-style dataset."""
+
+    prompt: Prompt = Field(description="The conversation answered.")
+    answers: tuple[RankedAnswer, ...] = Field(description="Answers sorted by rank, best first; at least two.")
+    good_natured: bool | None = Field(description="The judge's view of the request; None when unknown.")
+    lineage: dict[str, str] = Field(default_factory=dict, description="Judge, rubric and call, or the imported file.")
+
+    @model_validator(mode="after")
+    def _best_first(self) -> RankedPrompt:
+        ranks = [a.rank for a in self.answers]
+        if len(ranks) < 2:
+            raise ValueError(f"a ranking needs at least two answers, this one has {len(ranks)}")
+        if ranks != [float(i) for i in range(1, len(ranks) + 1)]:
+            raise ValueError(f"ranks must be 1…{len(ranks)} in order, best first, without ties; found {ranks}")
+        return self
+
+
+class Comparison(Record):
+    """One verdict between two sides a and b; `None` with an outcome other than ranked means there is no verdict."""
+
+    prompt_id: str
+    a: str = Field(description="Model label of side a.")
+    b: str = Field(description="Model label of side b.")
+    winner: Literal["a", "b", "tie"] | None
+    by: Literal["judge", "human"]
+    outcome: Outcome
+
+    @model_validator(mode="after")
+    def _winner_iff_ranked(self) -> Comparison:
+        if (self.winner is not None) != (self.outcome is Outcome.ranked):
+            raise ValueError("a comparison has a winner exactly when its outcome is ranked")
+        return self
+
+    def swap(self) -> Comparison:
+        """The same verdict seen from the other side: the winner flips too."""
+        flipped = {"a": "b", "b": "a"}.get(self.winner or "", self.winner)
+        return self.model_copy(update={"a": self.b, "b": self.a, "winner": flipped})
+
+
+class Score(Record):
+    """A reward model's score of one conversation, or the named reason why there is none."""
+
+    id: str
+    reward: float | None
+    outcome: Literal["scored", "too_long", "empty"]
+
+    @model_validator(mode="after")
+    def _scored_iff_number(self) -> Score:
+        if (self.reward is not None) != (self.outcome == "scored"):
+            raise ValueError("a score has a reward exactly when its outcome is scored")
+        return self
+
+
+SCHEMA_VERSION = 1
+"""Version of the records as written to disk; raised when a field changes meaning."""
