@@ -271,14 +271,15 @@ class PublishSection(Section):
 
 
 class Config(Section):
-    """The whole tree. Sections that a run does not use may be left out."""
+    """The whole tree. Sections that a run does not use may be left out: a reward model on imported data needs only
+    [run] and [reward]. `starling.pipeline` names the section that a stage needs and does not find."""
 
     run: RunSection
     microworld: MicroworldSection | None = None
     models: dict[str, Model] = Field(default_factory=dict, description="Every model of the run by name.")
-    prompts: PromptsSection
-    responses: ResponsesSection
-    ranking: RankingSection
+    prompts: PromptsSection | None = None
+    responses: ResponsesSection | None = None
+    ranking: RankingSection | None = None
     dataset: DatasetSection = DatasetSection()
     reward: RewardSection = RewardSection()
     policy: PolicySection = PolicySection()
@@ -287,18 +288,19 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
-        for where, name in [("ranking.judge", self.ranking.judge), *(("responses.models", n) for n in self.responses.models)]:
+        named = [("responses.models", n) for n in (self.responses.models if self.responses else ())]
+        named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
+        for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{_nearest(name, self.models)}")
-        if len(self.responses.models) < 2:
+        if self.responses is not None and len(self.responses.models) < 2:
             raise ValueError("responses.models needs at least two models: one answer cannot be ranked (K = 1)")
         if self.microworld is None and (
             any(m.type.startswith("microworld") for m in self.models.values())
-            or any(s.type == "microworld" for s in self.prompts.sources)
-            or "microworld:base" in (self.reward.backbone, self.policy.base)
+            or any(s.type == "microworld" for s in (self.prompts.sources if self.prompts else ()))
         ):
             raise ValueError("something refers to the microworld, but there is no [microworld] section")
-        if self.prompts.validation_fraction + self.prompts.test_fraction >= 1:
+        if self.prompts is not None and self.prompts.validation_fraction + self.prompts.test_fraction >= 1:
             raise ValueError("prompts.validation_fraction + prompts.test_fraction leave nothing to train on")
         return self
 
