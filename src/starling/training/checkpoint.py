@@ -1,0 +1,190 @@
+"""Checkpoints from which training goes on bit for bit as if it had never stopped.
+
+    DIR/step-00000012/NAME.safetensors   weights of each module
+    DIR/step-00000012/state.pt           optimisers, schedulers, random generators; read with weights_only=True
+    DIR/step-00000012/meta.json          step, key, extra, names and SHA-256 of the other files; written last
+
+A checkpoint is filled in a hidden folder, synced and renamed, and only then are older ones removed: a kill at any moment
+leaves at least the previous one. One whose hashes do not fit is skipped with a warning and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+
+from starling.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Checkpoints left after a save: the newest and, should it turn out damaged, the one before."""
+
+
+class Stateful(Protocol):
+    """An optimiser, a scheduler: anything whose state is tensors, numbers and containers of them."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+def save(
+    directory: Path,
+    step: int,
+    modules: Mapping[str, torch.nn.Module],
+    states: Mapping[str, Stateful],
+    extra: Mapping[str, Any],
+    *,
+    key: str = "",
+) -> Path:
+    """Write a checkpoint after `step` steps, atomically, and keep the newest two.
+
+    Args:
+        directory: folder of the checkpoints, made if missing.
+        step: steps done.
+        modules: models by name.
+        states: optimisers and schedulers by name.
+        extra: whatever else the loop needs; must survive JSON.
+        key: what the checkpoint belongs to (settings, data); `load` refuses another.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = directory / f".draft-{step:08d}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    for name, module in modules.items():
+        save_model(module, str(draft / f"{name}.safetensors"))
+    torch.save({"states": {n: s.state_dict() for n, s in states.items()}, "random": _random_state()}, draft / "state.pt")
+    files = sorted(p.name for p in draft.iterdir())
+    for name in files:
+        _sync(draft / name)
+    meta = {
+        "step": step,
+        "key": key,
+        "extra": dict(extra),
+        "modules": sorted(modules),
+        "states": sorted(states),
+        "sha256": {name: _sha256(draft / name) for name in files},
+    }
+    (draft / "meta.json").write_text(json.dumps(meta, sort_keys=True), encoding="utf-8")
+    _sync(draft / "meta.json")
+    _sync(draft)
+    final = directory / f"step-{step:08d}"
+    if final.exists():  # a damaged one of the same step, reached again
+        old = directory / f".old-{step:08d}"
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    draft.rename(final)
+    _sync(directory)
+    _tidy(directory)
+    return final
+
+
+def latest(directory: Path) -> Path | None:
+    """The newest checkpoint whose files are whole, None if there is none; damaged ones are named in a warning."""
+    for path in reversed(_all(directory)):
+        problem = _problem(path)
+        if problem is None:
+            return path
+        log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, problem)
+    return None
+
+
+def load(
+    path: Path, modules: Mapping[str, torch.nn.Module], states: Mapping[str, Stateful], *, key: str = ""
+) -> tuple[int, dict[str, Any]]:
+    """Fill modules, optimisers, schedulers and the random generators from a checkpoint; returns (step, extra).
+
+    Raises:
+        TrainingError: it belongs to other settings or its parts are not the ones asked for.
+    """
+    cure = "delete the folder of checkpoints to start this training anew"
+    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    if meta["key"] != key:
+        raise TrainingError("The checkpoint belongs to other settings or data", where=str(path), cure=cure)
+    if meta["modules"] != sorted(modules) or meta["states"] != sorted(states):
+        raise TrainingError(
+            f"The checkpoint holds {meta['modules']} and {meta['states']}, wanted {sorted(modules)} and {sorted(states)}",
+            where=str(path),
+            cure=cure,
+        )
+    saved = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        for name, module in modules.items():
+            load_model(module, str(path / f"{name}.safetensors"), strict=True)
+        for name, state in states.items():
+            state.load_state_dict(saved["states"][name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(f"The checkpoint does not fit the model: {str(error)[:300]}", where=str(path), cure=cure) from error
+    _set_random_state(saved["random"])
+    return int(meta["step"]), dict(meta["extra"])
+
+
+# ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _all(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*")) if directory.is_dir() else []
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing is."""
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        for name, digest in meta["sha256"].items():
+            if _sha256(path / name) != digest:
+                return f"{name} was altered"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _tidy(directory: Path) -> None:
+    for path in _all(directory)[:-KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+    for pattern in (".draft-*", ".old-*"):
+        for path in directory.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), [int(k) for k in keys], int(position), int(has_gauss), float(cached)),  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
