@@ -138,7 +138,11 @@ def build_prompt(
     out += [f"[{nonce}] conversation ends", ""]
     for letter, answer in zip(LETTERS, answers, strict=False):
         out += [f"[{nonce}] answer {letter} begins", answer, f"[{nonce}] answer {letter} ends", ""]
-    out += [f"[{nonce}] pairs to judge, in this order", *(pair_text(a, b) for a, b in pair_order), f"[{nonce}] end of the material"]
+    out += [
+        f"[{nonce}] pairs to judge, in this order",
+        *(pair_text(a, b) for a, b in pair_order),
+        f"[{nonce}] end of the material",
+    ]
     pairs = len(pair_order)
     system = rubric.system.format(count=count, last=LETTERS[count - 1], pairs=pairs, lines=pairs + 2)
     return (Message(role="system", content=system), Message(role="user", content="\n".join(out)))
