@@ -66,6 +66,11 @@ def from_transcript(text: str) -> Messages:
     return tuple(Message(role=role, content=content) for role, content in zip(roles, contents, strict=False))
 
 
+def is_transcript(text: str) -> bool:
+    """Whether the text means to be a transcript (it opens with the user's marker), well formed or not."""
+    return text.startswith(_HUMAN)
+
+
 def _check_turns(roles: Sequence[str]) -> None:
     wanted = ["user" if i % 2 == 0 else "assistant" for i in range(len(roles))]
     if not roles or list(roles) != wanted or roles[-1] != "user":
