@@ -160,10 +160,6 @@ class Encoder:
         kept = list(ids[: ends[0]] if ends else ids)
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def decode_reply(self, ids: Sequence[int]) -> str:
-        """The text of a sampled reply: its end-of-turn and other special tokens are left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
     def completion(self, messages: Messages, text: str, finished: bool = True) -> Encoded:
         """prompt_ids + reply_ids: what a language model is trained on."""
         prompt = self.prompt_ids(messages)
