@@ -1,4 +1,4 @@
-"""Statistics of evaluations: intervals that respect clusters, rank correlation, position bias. numpy only.
+"""Statistics of evaluations: intervals that respect clusters, rank correlation, position bias, Bradley–Terry. numpy only.
 
 The resampling unit is a *cluster* (here: a prompt). Answers to one prompt, or several samples of it, are not independent;
 resampling them singly would give intervals that are too narrow. Intervals are percentile bootstrap intervals (Efron and
@@ -8,11 +8,13 @@ Tibshirani 1993, chapter 13) with a fixed seed, so the same numbers give the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+from starling.errors import InputError
 
 _BLOCK = 1 << 22
 """Most resampled cluster indices held in memory at once."""
@@ -20,12 +22,15 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Interval:
-    """A ratio with its 95 % interval, e.g. Interval(mean=0.9, low=0.87, high=0.93, clusters=120)."""
+    """A mean or ratio with its interval, e.g. Interval(mean=0.9, low=0.87, high=0.93, n=840, clusters=120)."""
 
     mean: float
     low: float
     high: float
+    n: int
+    """Values behind the mean."""
     clusters: int
+    """Independent groups of them: what was resampled."""
 
 
 def ratio_interval(sums: ArrayLike, counts: ArrayLike, *, resamples: int, seed: int, level: float = 0.95) -> Interval:
@@ -57,7 +62,46 @@ def ratio_interval(sums: ArrayLike, counts: ArrayLike, *, resamples: int, seed: 
         ratios.append(sums_C[drawn_RC].sum(1)[kept] / totals_R[kept])
     low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
     mean = float(sums_C.sum() / counts_C.sum())
-    return Interval(mean=mean, low=float(low), high=float(high), clusters=clusters)
+    return Interval(mean=mean, low=float(low), high=float(high), n=clusters, clusters=clusters)
+
+
+def bootstrap_mean(
+    values: ArrayLike, clusters: Sequence[str] | Sequence[int], *, resamples: int, seed: int, level: float = 0.95
+) -> Interval:
+    """The mean of all values with a percentile bootstrap interval that resamples clusters.
+
+    Args:
+        values: the numbers, finite.
+        clusters: for each value the cluster it belongs to, e.g. its prompt's id.
+        resamples, seed, level: as for `ratio_interval`.
+
+    Raises:
+        ValueError: no value, unequal lengths, or a number that is not finite.
+    """
+    values_N = np.asarray(values, dtype=np.float64)
+    if values_N.ndim != 1 or len(values_N) != len(clusters):
+        raise ValueError(f"every value needs its cluster: {values_N.shape} values, {len(clusters)} clusters")
+    number: dict[str | int, int] = {}
+    member_N = np.array([number.setdefault(c, len(number)) for c in clusters], dtype=np.int64)
+    sums_C, counts_C = np.bincount(member_N, values_N), np.bincount(member_N)
+    found = ratio_interval(sums_C, counts_C, resamples=resamples, seed=seed, level=level)
+    return replace(found, n=len(values_N))
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    clusters: Sequence[str] | Sequence[int],
+    *,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of first − second over pairs measured on the same things, with a clustered interval; see `bootstrap_mean`."""
+    first_N, second_N = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if first_N.shape != second_N.shape:
+        raise ValueError(f"pairs need equally many values on both sides, not {first_N.shape} and {second_N.shape}")
+    return bootstrap_mean(first_N - second_N, clusters, resamples=resamples, seed=seed, level=level)
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
@@ -96,6 +140,8 @@ class PositionBias:
     first_intervals: tuple[tuple[float, float], ...]
     mean_ranks: tuple[float, ...]
     """Mean rank (1 = best) of the answer shown at each position; (K+1)/2 is unbiased."""
+    rank_intervals: tuple[tuple[float, float], ...]
+    """95 % intervals of the mean ranks, by the normal approximation: judgments are independent and ranks are bounded."""
 
 
 def position_bias(shown: Sequence[Sequence[str]], rankings: Sequence[Sequence[str]]) -> PositionBias | None:
@@ -112,18 +158,91 @@ def position_bias(shown: Sequence[Sequence[str]], rankings: Sequence[Sequence[st
         return None
     k = max(sizes, key=lambda size: (sizes[size], size))
     n = sizes[k]
-    firsts, ranks = [0] * k, [0] * k
+    ranks_PN: list[list[int]] = [[] for _ in range(k)]
     for ids, ranking in zip(shown, rankings, strict=True):
         if len(ids) != k:
             continue
         place = {answer: rank for rank, answer in enumerate(ranking, start=1)}
         for position, answer in enumerate(ids):
-            firsts[position] += place[answer] == 1
-            ranks[position] += place[answer]
+            ranks_PN[position].append(place[answer])
+    firsts = [ranks.count(1) for ranks in ranks_PN]
     return PositionBias(
         k=k,
         judgments=n,
         first_shares=tuple(f / n for f in firsts),
         first_intervals=tuple(wilson_interval(f, n) for f in firsts),
-        mean_ranks=tuple(r / n for r in ranks),
+        mean_ranks=tuple(sum(ranks) / n for ranks in ranks_PN),
+        rank_intervals=tuple(_normal_interval(ranks) for ranks in ranks_PN),
     )
+
+
+def _normal_interval(values: Sequence[float], z: float = 1.959963984540054) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return float("-inf"), float("inf")
+    half = z * float(np.std(values, ddof=1)) / sqrt(len(values))
+    return mean - half, mean + half
+
+
+def bradley_terry(wins: ArrayLike, names: Sequence[str] = ()) -> NDArray[np.float64]:
+    """Maximum-likelihood Bradley–Terry strengths (Bradley and Terry 1952), by Newton's method with step halving.
+
+    P(i beats j) = 1 / (1 + exp(strength_j − strength_i)). Multiply by 400 / ln 10 and add 1000 for the Elo scale.
+
+    Args:
+        wins: [M, M]; entry (i, j) is how often i beat j, a tie counting half to each; the diagonal is ignored.
+        names: the models' names, for messages.
+
+    Returns:
+        [M] strengths in natural-log units, summing to 0.
+
+    Raises:
+        ValueError: the matrix is not square, or has negative or non-finite entries.
+        InputError: some models never lost to the others, or were never compared with them: the maximum does not exist
+            (Ford 1957). Names the group.
+    """
+    wins_MM = np.array(wins, dtype=np.float64)
+    if wins_MM.ndim != 2 or wins_MM.shape[0] != wins_MM.shape[1] or not np.isfinite(wins_MM).all() or (wins_MM < 0).any():
+        raise ValueError(f"wins must be a square matrix of finite counts, not {wins_MM.shape}")
+    np.fill_diagonal(wins_MM, 0.0)
+    _check_connected(wins_MM, names or [str(i) for i in range(len(wins_MM))])
+    games_MM, won_M = wins_MM + wins_MM.T, wins_MM.sum(1)
+    strength_M = np.zeros(len(wins_MM))
+    value = _log_likelihood(wins_MM, strength_M)
+    for _ in range(200):
+        chance_MM = 1 / (1 + np.exp(strength_M[None, :] - strength_M[:, None]))
+        gradient_M = won_M - (games_MM * chance_MM).sum(1)
+        if np.abs(gradient_M).max(initial=0.0) <= 1e-10 * max(won_M.sum(), 1.0):
+            break
+        weight_MM = games_MM * chance_MM * chance_MM.T
+        curvature_MM = np.diag(weight_MM.sum(1)) - weight_MM
+        # Adding a constant to all strengths changes nothing; the matrix of ones takes that direction out.
+        step_M = np.linalg.solve(curvature_MM + 1 / len(wins_MM), gradient_M)
+        scale = 1.0
+        rounding = 1e-12 * abs(value)
+        while (trial := _log_likelihood(wins_MM, strength_M + scale * step_M)) < value - rounding and scale > 1e-9:
+            scale /= 2
+        strength_M, value = strength_M + scale * step_M, max(trial, value)
+    return strength_M - strength_M.mean() if len(strength_M) else strength_M
+
+
+def _log_likelihood(wins_MM: NDArray[np.float64], strength_M: NDArray[np.float64]) -> float:
+    return -float((wins_MM * np.logaddexp(0.0, strength_M[None, :] - strength_M[:, None])).sum())
+
+
+def _check_connected(wins_MM: NDArray[np.float64], names: Sequence[str]) -> None:
+    """Strengths exist exactly when every model can be reached from every other along wins."""
+    for step, loses in ((wins_MM.T > 0, True), (wins_MM > 0, False)):
+        reached = np.zeros(len(names), dtype=bool)
+        reached[:1] = True
+        while (grown := reached | step[reached].any(0)).sum() > reached.sum():
+            reached = grown
+        if not reached.all():
+            apart = [name for name, seen in zip(names, reached, strict=True) if not seen]
+            rest = [name for name, seen in zip(names, reached, strict=True) if seen]
+            below, above = (apart, rest) if loses else (rest, apart)
+            raise InputError(
+                f"The models cannot be put on one scale: none of ({', '.join(below[:5])}) ever beat one of ({', '.join(above[:5])})",
+                where=f"{len(names)} models in the table of wins",
+                cure="collect more comparisons between the groups, or rate each group alone",
+            )
