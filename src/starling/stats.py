@@ -240,9 +240,9 @@ def _check_connected(wins_MM: NDArray[np.float64], names: Sequence[str]) -> None
         if not reached.all():
             apart = [name for name, seen in zip(names, reached, strict=True) if not seen]
             rest = [name for name, seen in zip(names, reached, strict=True) if seen]
-            below, above = (apart, rest) if loses else (rest, apart)
+            below, above = (", ".join(group[:5]) for group in ((apart, rest) if loses else (rest, apart)))
             raise InputError(
-                f"The models cannot be put on one scale: none of ({', '.join(below[:5])}) ever beat one of ({', '.join(above[:5])})",
+                f"The models cannot be put on one scale: none of ({below}) ever beat one of ({above})",
                 where=f"{len(names)} models in the table of wins",
                 cure="collect more comparisons between the groups, or rate each group alone",
             )
