@@ -104,8 +104,8 @@ class MicroworldSection(Section):
     hidden: int = Field(default=128, gt=0, description="Width of the base model.")
     layers: int = Field(default=4, gt=0, description="Layers of the base model.")
     heads: int = Field(default=4, gt=0, description="Attention heads.")
-    vocab: int = Field(default=640, ge=300, description="Entries of the byte-level BPE tokenizer.")
-    steps: int = Field(default=500, gt=0, description="Optimiser steps of the base model.")
+    vocab: int = Field(default=1024, ge=300, description="Entries of the byte-level BPE tokenizer.")
+    steps: int = Field(default=400, gt=0, description="Optimiser steps of the base model.")
     batch: int = Field(default=128, gt=0, description="Examples per step.")
     learning_rate: float = Field(default=3e-3, gt=0, description="Peak of the cosine schedule (measured).")
     flawed_share: float = Field(

@@ -1,0 +1,162 @@
+"""From prompts to experience: sample replies, score them, shape the reward, estimate advantages.
+
+Sources: Starling's reinforcement-learning settings (reward on the last token, fixed per-token KL penalty, γ 1, λ 0.95).
+Departures: the reward model is given the finished flag, so a reply that was cut never looks finished to it (the
+original appended the end token always, which rewards running on); the score is standardised with the reward model's own
+recorded statistics and shifted to a slightly positive mean, the length control that the authors name as essential.
+
+Shape legend: B rollouts, T tokens of prompt and reply, padded on the right; the T−1 positions of `mask_BT` predict the
+token after them, True where that token belongs to the reply.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starling.config import PolicySection
+from starling.losses.masked import masked_mean
+from starling.losses.policy import gae, kl_k1, kl_k3
+from starling.models.encode import Encoded, Encoder, Padded, pad_right
+from starling.models.logprobs import token_logprobs
+from starling.models.sample import Sampler, row_seed
+from starling.models.scalar_head import ScalarHead
+from starling.records import Prompt, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled reply, e.g. prompt "What is 3 + 4?", text "3 + 4 = 7.", finished True."""
+
+    prompt: Prompt
+    encoded: Encoded
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """All that an update needs about one batch of rollouts; every tensor is [B, T−1] and detached.
+
+    mask_BT: True means the position predicts a token of the reply.
+    """
+
+    padded: Padded
+    mask_BT: Tensor
+    logprobs_BT: Tensor
+    reference_BT: Tensor
+    values_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    metrics: dict[str, float]
+
+    def rows(self, index: Tensor) -> Experience:
+        """The experience of some rollouts."""
+        padded = self.padded.rows(index)
+        tensors = {
+            k: getattr(self, k)[index]
+            for k in ("mask_BT", "logprobs_BT", "reference_BT", "values_BT", "advantages_BT", "returns_BT")
+        }
+        return Experience(padded=padded, metrics={}, **tensors)
+
+
+def choose_prompts(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
+    """The prompts of one iteration: epochs over all prompts, each in its own order; a pure function of its arguments."""
+    chosen = []
+    for n in range(iteration * count, (iteration + 1) * count):
+        epoch, at = divmod(n, len(prompts))
+        order = _epoch_order(len(prompts), epoch, seed)
+        chosen.append(prompts[order[at]])
+    return chosen
+
+
+def _epoch_order(n: int, epoch: int, seed: int, _memo: dict[tuple[int, int, int], list[int]] = {}) -> list[int]:  # noqa: B006
+    key = (n, epoch, seed)
+    if key not in _memo:
+        _memo.clear()
+        _memo[key] = random.Random(f"{seed}/prompts/{epoch}").sample(range(n), n)
+    return _memo[key]
+
+
+def sample_rollouts(
+    policy: Any, encoder: Encoder, prompts: Sequence[Prompt], sampling: Sampling, batch: int, *, stream: str, seed: int
+) -> list[Rollout]:
+    """One reply per prompt from the policy as it is now. `stream` names the draw, e.g. "iteration 3"."""
+    ids = [encoder.prompt_ids(p.messages) for p in prompts]
+    seeds = [row_seed(f"{stream}/{i}/{p.id}", seed) for i, p in enumerate(prompts)]
+    drawn = Sampler(policy, encoder.end_ids, batch).generate(ids, sampling, seeds)
+    return [
+        Rollout(
+            prompt=p,
+            encoded=Encoded(ids=(*prompt, *one.ids), prompt_length=len(prompt)),
+            text=encoder.decode_reply(one.ids),
+            finished=one.finished,
+        )
+        for p, prompt, one in zip(prompts, ids, drawn, strict=True)
+    ]
+
+
+def shape_rewards(scores_B: Tensor, finished_B: Tensor, settings: PolicySection, mean: float, std: float) -> Tensor:
+    """Standardise by the reward model's statistics, shift, clip; a cut reply gets at most `unfinished_reward`."""
+    shaped_B = ((scores_B - mean) / std + settings.reward_shift).clamp(-settings.reward_clip, settings.reward_clip)
+    return torch.where(finished_B, shaped_B, shaped_B.clamp_max(settings.unfinished_reward))
+
+
+@torch.no_grad()
+def score_rollouts(reward: ScalarHead, encoder: Encoder, rollouts: Sequence[Rollout], batch: int) -> Tensor:
+    """Raw reward of each rollout, scores_B. Texts are encoded anew with the reward model's own template."""
+    scores = []
+    for start in range(0, len(rollouts), batch):
+        rows = [encoder.conversation(r.prompt.messages, r.text, finished=r.finished) for r in rollouts[start : start + batch]]
+        padded = pad_right(rows, encoder.pad_id).to(next(reward.parameters()).device)
+        scores.append(reward.rewards(padded.ids_BT, padded.mask_BT, padded.last_B).float())
+    return torch.cat(scores)
+
+
+@torch.no_grad()
+def make_experience(
+    rollouts: Sequence[Rollout],
+    scores_B: Tensor,
+    *,
+    policy: Any,
+    reference: Any,
+    critic: ScalarHead,
+    pad_id: int,
+    settings: PolicySection,
+    reward_mean: float,
+    reward_std: float,
+) -> Experience:
+    """Log-probabilities, values, shaped rewards and advantages of one iteration's rollouts."""
+    padded = pad_right([r.encoded for r in rollouts], pad_id).to(policy.device)
+    mask_BT = padded.reply_mask_BT[:, 1:]
+    logprobs_BT, _ = token_logprobs(policy, padded, mask_BT)
+    reference_BT, _ = token_logprobs(reference, padded, mask_BT)
+    values_BT = torch.where(mask_BT, critic.values(padded.ids_BT, padded.mask_BT)[:, :-1].float(), 0.0)
+    finished_B = torch.tensor([r.finished for r in rollouts], device=scores_B.device)
+    shaped_B = shape_rewards(scores_B, finished_B, settings, reward_mean, reward_std)
+    rewards_BT = torch.where(mask_BT, -settings.kl * kl_k1(logprobs_BT, reference_BT), 0.0)
+    rewards_BT[torch.arange(len(rollouts)), padded.last_B - 1] += shaped_B
+    advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, gamma=settings.gamma, lam=settings.gae_lambda)
+    length_B = mask_BT.sum(1).float()
+    residual_BT = returns_BT - values_BT
+    return_mean = masked_mean(returns_BT, mask_BT)
+    metrics = {
+        "reward": float(shaped_B.mean()),
+        "score": float(scores_B.mean()),
+        "kl": float(masked_mean(kl_k3(logprobs_BT, reference_BT), mask_BT)),
+        "kl_reply": float((kl_k1(logprobs_BT, reference_BT) * mask_BT).sum(1).mean()),
+        "length": float(length_B.mean()),
+        "finished": float(finished_B.float().mean()),
+        "explained_variance": float(
+            1 - masked_mean(residual_BT**2, mask_BT) / (masked_mean((returns_BT - return_mean) ** 2, mask_BT) + 1e-8)
+        ),
+    }
+    return Experience(
+        padded=padded, mask_BT=mask_BT, logprobs_BT=logprobs_BT, reference_BT=reference_BT, values_BT=values_BT,
+        advantages_BT=advantages_BT, returns_BT=returns_BT, metrics=metrics,
+    )  # fmt: skip
