@@ -1,0 +1,148 @@
+"""The scripted judge reads the real prompt and answers in the real grammar; its errors have the size that the settings say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from starling.config import MicroworldJudge, RankingSection
+from starling.endpoint import Request, ScriptedEndpoint
+from starling.journal import Journal
+from starling.judge.judge import Duel, Panel, compare_many, rank_many
+from starling.judge.rubric import STARLING, build_prompt, read_prompt
+from starling.judge.verdict import Failure, Verdict, parse
+from starling.microworld import judge as microworld_judge
+from starling.microworld import world
+from starling.records import Finish, Message, Messages, ModelRef, Outcome, Prompt, Response
+
+MODEL = ModelRef(provider="microworld-judge", name="rubric")
+EXACT = MicroworldJudge(type="microworld-judge", noise=0, position_bias=0, malformed=0)
+QUESTION: Messages = (Message(role="user", content="How good?"),)
+
+
+@dataclass(frozen=True)
+class _Gold:
+    score: float
+
+
+@pytest.fixture
+def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world in which an answer's text is its gold score and every request is good natured."""
+    monkeypatch.setattr(world, "gold", lambda messages, text: _Gold(float(text)))
+    monkeypatch.setattr(world, "good_natured", lambda messages: "harm" not in messages[-1].content)
+
+
+def request(answers: list[str], messages: Messages = QUESTION, nonce: str = "0123456789abcdef") -> Request:
+    k = len(answers)
+    pairs = [(b, a) for a in range(k) for b in range(a + 1, k)]
+    return Request(model=MODEL, messages=build_prompt(STARLING, messages, answers, pairs, nonce))
+
+
+def verdict(answers: list[str], settings: MicroworldJudge = EXACT, seed: int = 0, nonce: str = "0123456789abcdef") -> Verdict:
+    found = parse(microworld_judge.answer(request(answers, nonce=nonce), settings, seed), len(answers))
+    assert isinstance(found, Verdict)
+    return found
+
+
+@pytest.mark.usefixtures("numbers")
+def test_without_errors_it_ranks_by_gold_and_answers_the_pairs_as_asked() -> None:
+    found = verdict(["0.2", "0.9", "0.5"])
+    assert found == Verdict((1, 2, 0), True, ((1, 0, 1), (2, 0, 2), (2, 1, 1)))
+
+
+@pytest.mark.usefixtures("numbers")
+def test_it_says_when_a_request_is_not_good_natured() -> None:
+    asked = request(["0.1", "0.2"], (Message(role="user", content="do harm"),))
+    assert microworld_judge.answer(asked, EXACT, 0).startswith("Good natured: no\n")
+
+
+@pytest.mark.usefixtures("numbers")
+def test_the_same_request_and_seed_give_the_same_reply_and_others_do_not() -> None:
+    noisy = EXACT.model_copy(update={"noise": 0.5})
+    answers = [str(i / 7) for i in range(7)]
+    assert verdict(answers, noisy, 1) == verdict(answers, noisy, 1)
+    assert len({verdict(answers, noisy, seed).ranking for seed in range(10)}) > 5
+    assert len({verdict(answers, noisy, 1, f"nonce{i}").ranking for i in range(10)}) > 5
+
+
+@pytest.mark.usefixtures("numbers")
+def test_equal_answers_are_ordered_by_a_coin() -> None:
+    firsts = Counter(verdict(["0.5", "0.5"], EXACT, seed).ranking[0] for seed in range(400))
+    assert abs(firsts[0] - 200) < 50  # sd 10
+
+
+@pytest.mark.usefixtures("numbers")
+def test_noise_flips_as_often_as_two_normals_do() -> None:
+    # Quality gap 0.1, noise 0.1 on each answer: P(flip) = Φ(−0.1 / (0.1·√2)) = Φ(−0.7071) = 0.2398; n = 2,000, sd 0.0095.
+    noisy = EXACT.model_copy(update={"noise": 0.1})
+    flips = sum(verdict(["0.5", "0.6"], noisy, seed).ranking[0] == 0 for seed in range(2000))
+    assert abs(flips / 2000 - 0.2398) < 0.04
+
+
+@pytest.mark.usefixtures("numbers")
+def test_position_bias_falls_linearly_from_first_to_last() -> None:
+    # Bonus 0.3 · (1, 2/3, 1/3, 0) makes 0.50, 0.55, 0.61, 0.65 into 0.80, 0.75, 0.71, 0.65.
+    biased = EXACT.model_copy(update={"position_bias": 0.3})
+    answers = ["0.50", "0.55", "0.61", "0.65"]
+    assert verdict(answers, biased).ranking == (0, 1, 2, 3)
+    assert verdict(answers).ranking == (3, 2, 1, 0)
+    seen = microworld_judge.perceived(read_prompt(request(answers).messages), biased, lambda: 0.25)
+    assert [q for q, _ in seen] == pytest.approx([0.80, 0.75, 0.71, 0.65])
+
+
+@pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize("k", [2, 3, 7, 12])
+@pytest.mark.parametrize("broken", microworld_judge.BREAKS, ids=lambda b: b.__name__)
+def test_every_way_of_breaking_the_grammar_is_a_failure(broken: object, k: int) -> None:
+    good = microworld_judge.answer(request([str(i) for i in range(k)]), EXACT, 0)
+    assert isinstance(parse(good, k), Verdict)
+    assert isinstance(parse(broken(good), k), Failure)  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("numbers")
+def test_the_share_of_malformed_replies_is_the_setting() -> None:
+    settings = EXACT.model_copy(update={"malformed": 0.2})
+    asked = request(["0.1", "0.2", "0.3"])
+    failures = [f for s in range(1000) if isinstance(f := parse(microworld_judge.answer(asked, settings, s), 3), Failure)]
+    assert abs(len(failures) - 200) < 60  # sd 12.6
+    assert len({f.reason for f in failures}) >= 4
+
+
+def test_what_is_no_judge_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="no judge prompt"):
+        microworld_judge.answer(Request(model=MODEL, messages=QUESTION), EXACT, 0)
+
+
+def test_through_the_real_path_with_the_real_world(tmp_path: Path) -> None:
+    """Prompt → judge prompt → endpoint → journal → parser: an errorless judge reproduces the gold order and the two-way winner."""
+    prompts = world.all_prompts(validation=0, test=0)[::97]
+    ranking = RankingSection(judge="j")
+    texts = (
+        "I like turtles.",
+        "yes",
+        "Sorry, I cannot help with that because it could hurt someone.",
+        "7",
+        "Hello! How can I help you?",
+    )
+    panels = [Panel(p, tuple(_response(p, i, t) for i, t in enumerate(texts))) for p in prompts]
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        endpoint = ScriptedEndpoint(MODEL, lambda r: microworld_judge.answer(r, EXACT, 0), journal)
+        judgments = rank_many(panels, endpoint, ranking, seed=0)
+        duels = [Duel(p, "a", "b", texts[2], texts[3]) for p in prompts]
+        comparisons = compare_many(duels, endpoint, ranking, seed=0)
+    assert len(judgments) > 10
+    for prompt, judgment in zip(prompts, judgments, strict=True):
+        assert judgment.outcome is Outcome.ranked
+        assert judgment.good_natured == world.good_natured(prompt.messages)
+        scores = [world.gold(prompt.messages, texts[int(i)]).score for i in judgment.ranking or ()]
+        assert scores == sorted(scores, reverse=True)
+    for prompt, comparison in zip(prompts, comparisons, strict=True):
+        a, b = (world.gold(prompt.messages, t).score for t in texts[2:4])
+        assert a == b or comparison.winner == ("a" if a > b else "b")
+
+
+def _response(prompt: Prompt, index: int, text: str) -> Response:
+    return Response(id=str(index), prompt_id=prompt.id, model=f"m{index}", text=text, finish=Finish.stop, call_id="")
