@@ -95,7 +95,7 @@ def longest_input(model: Any) -> int | None:
     if limit is None:
         return None
     # roberta's family numbers positions from pad_token_id + 1 inside the same table
-    offset = model.config.pad_token_id + 1 if "roberta" in str(model.config.model_type) and model.config.pad_token_id else 0
+    offset = model.config.pad_token_id + 1 if "roberta" in str(model.config.model_type) else 0
     return int(limit) - int(offset)
 
 
