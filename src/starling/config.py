@@ -10,7 +10,6 @@ Starling-7B release); "measured" = docs/results.md.
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from pathlib import Path
@@ -18,14 +17,33 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from starling.config_errors import explain, nearest
 from starling.errors import ConfigError
 from starling.records import Sampling, content_hash
 
 
 class Section(BaseModel):
-    """Base of all settings: frozen, unknown keys refused, defaults validated, NaN and infinity refused."""
+    """Base of all settings: frozen, unknown keys refused, defaults validated, NaN and infinity refused.
+
+    A part that is given in part keeps the rest of *its* default: `policy.optimizer = {learning_rate = 1e-6}` leaves the betas
+    that the policy's optimizer has by default, not those of optimizers in general.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_parts(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        completed = dict(given)
+        for name, info in cls.model_fields.items():
+            part = completed.get(name)
+            if isinstance(info.default, BaseModel) and isinstance(part, dict):
+                default = info.default.model_dump()
+                if part.get("type", default.get("type")) == default.get("type"):
+                    completed[name] = default | part
+        return completed
 
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -49,10 +67,14 @@ class OpenAIModel(Section):
     """A model behind an OpenAI-compatible chat server: OpenAI, vLLM, SGLang, Ollama, a gateway."""
 
     type: Literal["openai"]
-    base_url: str = Field(description="Server address up to and including /v1.")
+    base_url: str = Field(
+        pattern=r"^https?://[^/@\s]+(/\S*)?$", description="Server address up to and including /v1, without a password."
+    )
     name: str = Field(description="The model's name on that server.")
     api_key_env: str | None = Field(
-        default=None, description="Name of the environment variable that holds the key; the key itself is never stored."
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the environment variable that holds the key; the key itself is never stored.",
     )
     in_flight: int = Field(default=64, gt=0, description="Most calls in flight at once.")
     timeout_s: float = Field(default=120.0, gt=0, description="Seconds until one attempt is given up (Starling: 100).")
@@ -89,7 +111,9 @@ class MicroworldJudge(Section):
     position_bias: float = Field(
         default=0.04, ge=0, description="Quality added to the first position, falling linearly to 0 at the last."
     )
-    malformed: float = Field(default=0.01, ge=0, le=1, description="Share of replies that break the grammar, to keep the path honest.")
+    malformed: float = Field(
+        default=0.01, ge=0, le=1, description="Share of replies that break the grammar, to keep the path honest."
+    )
 
 
 Model = Annotated[OpenAIModel | LocalModel | MicroworldSpeaker | MicroworldJudge, Field(discriminator="type")]
@@ -123,7 +147,9 @@ class MicroworldPrompts(Section):
 
 class FilePrompts(Section):
     type: Literal["file"]
-    path: Path = Field(description="jsonl(.gz) or parquet with a `messages` list, a Nectar `prompt` transcript or a plain `prompt`.")
+    path: Path = Field(
+        description="jsonl(.gz) or parquet with a `messages` list, a Nectar `prompt` transcript or a plain `prompt`."
+    )
     name: str = Field(description="Source label written into the dataset.")
 
 
@@ -131,7 +157,9 @@ PromptSource = Annotated[MicroworldPrompts | FilePrompts, Field(discriminator="t
 
 
 class PromptsSection(Section):
-    sources: tuple[PromptSource, ...] = Field(min_length=1, description="Where prompts come from, in order of preference for duplicates.")
+    sources: tuple[PromptSource, ...] = Field(
+        min_length=1, description="Where prompts come from, in order of preference for duplicates."
+    )
     train: int | None = Field(default=None, gt=0, description="Prompts kept for ranking and tuning; all when not given.")
     validation_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of conversations for choosing settings.")
     test_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of conversations that no stage trains on.")
@@ -139,7 +167,9 @@ class PromptsSection(Section):
 
 
 class ResponsesSection(Section):
-    models: tuple[str, ...] = Field(min_length=1, description="Names under [models] that answer every prompt (Starling: 7 answers).")
+    models: tuple[str, ...] = Field(
+        min_length=1, description="Names under [models] that answer every prompt (Starling: 7 answers)."
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> ResponsesSection:
@@ -151,10 +181,15 @@ class ResponsesSection(Section):
 class RankingSection(Section):
     judge: str = Field(description="Name under [models] of the judge.")
     flip_pairs: bool = Field(
-        default=True, description="Flip letters inside pairs at random. Starling kept them alphabetical; flipping removes that bias."
+        default=True,
+        description="Flip letters inside pairs at random. Starling kept them alphabetical; flipping removes that bias.",
     )
-    retries: int = Field(default=1, ge=0, le=1, description="Further calls after a reply that does not parse, with a fresh order.")
-    max_prompt_chars: int = Field(default=30_000, gt=0, description="Longer judge prompts become `too_long` (Starling: 7,500 tokens × 4).")
+    retries: int = Field(
+        default=1, ge=0, le=1, description="Further calls after a reply that does not parse, with a fresh order."
+    )
+    max_prompt_chars: int = Field(
+        default=30_000, gt=0, description="Longer judge prompts become `too_long` (Starling: 7,500 tokens × 4)."
+    )
     max_tokens: int = Field(default=1024, gt=0, description="Longest judge reply in tokens.")
 
 
@@ -165,12 +200,17 @@ class DatasetSection(Section):
 # ── stage 5: reward model ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerSection(Section):
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW betas (Starling reward model: 0.9, 0.999).")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="AdamW betas (Starling reward model: 0.9, 0.999).")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW decoupled weight decay.")
     warmup_fraction: float = Field(default=0.05, ge=0, le=1, description="Share of steps with a rising rate (Starling: 5 %).")
-    schedule: Literal["constant", "cosine", "linear"] = Field(default="constant", description="After the warm-up (Starling: constant).")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="After the warm-up (Starling: constant)."
+    )
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient norm is clipped here.")
 
 
@@ -181,17 +221,24 @@ class RewardSection(Section):
     data: Path | None = Field(
         default=None, description="A Nectar-schema file or imported folder to train on instead of the run's own dataset stage."
     )
-    loss: Literal["plackett_luce", "bradley_terry"] = Field(default="plackett_luce", description="K-wise loss (Starling) or all pairs.")
+    loss: Literal["plackett_luce", "bradley_terry"] = Field(
+        default="plackett_luce", description="K-wise loss (Starling) or all pairs."
+    )
     optimizer: OptimizerSection = Field(default=OptimizerSection(learning_rate=1e-5), description="Starling 7B: 1e-5.")
     epochs: int = Field(default=1, gt=0, description="Passes over the rankings (Starling: 1).")
     rankings_per_step: int = Field(default=128, gt=0, description="Rankings per optimiser step (Starling 7B-alpha: ≈129).")
-    micro_tokens: int = Field(default=16_384, gt=0, description="Padded tokens per micro-batch; never changes the result of a step.")
+    micro_tokens: int = Field(
+        default=16_384, gt=0, description="Padded tokens per micro-batch; never changes the result of a step."
+    )
     max_length: int = Field(default=2048, gt=1, description="Longest prompt + answer in tokens (Starling: 2,048).")
     over_long: Literal["drop", "truncate_left", "raise"] = Field(
         default="truncate_left", description="What to do with longer ones; counted (Starling: left truncation)."
     )
     validation_fraction: float = Field(
-        default=0.05, ge=0, lt=1, description="Share of conversations held out from an imported dataset for validation and statistics."
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of conversations held out from an imported dataset for validation and statistics.",
     )
     checkpoint_steps: int = Field(default=200, gt=0, description="Steps between checkpoints.")
 
@@ -229,24 +276,30 @@ class PolicySection(Section):
     rollouts: int = Field(default=256, gt=0, description="Replies sampled per iteration (Starling: 448 on 7 GPUs).")
     epochs: int = Field(default=2, gt=0, description="Passes over one iteration's rollouts (Starling: 2).")
     minibatches: int = Field(default=4, gt=0, description="Optimiser steps per pass.")
-    sampling: Sampling = Field(default=Sampling(max_tokens=1024), description="Rollout sampling (Starling: T 1, 1,024 new tokens).")
+    sampling: Sampling = Field(
+        default=Sampling(max_tokens=1024), description="Rollout sampling (Starling: T 1, 1,024 new tokens)."
+    )
     sample_batch: int = Field(default=128, gt=0, description="Rows decoded together.")
     optimizer: OptimizerSection = Field(
         default=OptimizerSection(learning_rate=2e-7, betas=(0.9, 0.95), weight_decay=1e-6, warmup_fraction=0.0),
         description="AdamW (Starling APA: 2e-7, betas 0.9/0.95, decay 1e-6).",
     )
     critic_learning_rate: float = Field(default=1e-5, gt=0, description="The critic's own rate.")
-    critic_warmup: int = Field(default=2, ge=0, description="First iterations in which only the critic learns (Starling: critic pre-training).")
+    critic_warmup: int = Field(
+        default=2, ge=0, description="First iterations in which only the critic learns (Starling: critic pre-training)."
+    )
     value_clip: float = Field(default=0.2, gt=0, description="Value change clip per iteration (Starling: 0.2).")
     kl: float = Field(default=0.01, ge=0, description="Per-token KL penalty in the reward, fixed (Starling: 0.01).")
     gamma: float = Field(default=1.0, ge=0, le=1, description="Discount (Starling: 1).")
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE λ (Starling: 0.95).")
     reward_clip: float = Field(default=10.0, gt=0, description="Standardised reward is clipped here (Starling: 10).")
     reward_shift: float = Field(
-        default=0.1, description="Added after standardising: a slightly positive mean keeps replies from growing (Starling's length control)."
+        default=0.1,
+        description="Added after standardising: a slightly positive mean keeps replies from growing (Starling's length control).",
     )
     unfinished_reward: float = Field(
-        default=-2.0, description="Highest reward of a reply without its end token; Starling let them look finished, which feeds length."
+        default=-2.0,
+        description="Highest reward of a reply without its end token; Starling let them look finished, which feeds length.",
     )
     eval_every: int = Field(default=5, gt=0, description="Iterations between evaluations on validation prompts.")
     eval_prompts: int = Field(default=128, gt=0, description="Validation prompts per evaluation.")
@@ -266,7 +319,9 @@ class EvaluateSection(Section):
 
 
 class PublishSection(Section):
-    license: str = Field(default="apache-2.0", description="Licence on the cards; the judge's and the sources' terms still apply.")
+    license: str = Field(
+        default="apache-2.0", description="Licence on the cards; the judge's and the sources' terms still apply."
+    )
     judge_terms: str = Field(default="", description="Terms of the judge model that bind users of the dataset.")
 
 
@@ -292,7 +347,7 @@ class Config(Section):
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
         for where, name in named:
             if name not in self.models:
-                raise ValueError(f"{where} names the model '{name}', which is not under [models]{_nearest(name, self.models)}")
+                raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")
         if self.responses is not None and len(self.responses.models) < 2:
             raise ValueError("responses.models needs at least two models: one answer cannot be ranked (K = 1)")
         if self.microworld is None and (
@@ -317,8 +372,10 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     try:
         raw = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise ConfigError("The settings file does not exist", where=str(path), cure="check the path; configs/ holds examples") from None
-    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "The settings file does not exist", where=str(path), cure="check the path; configs/ holds examples"
+        ) from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"The settings file cannot be read: {error}", where=str(path), cure="give a UTF-8 TOML file") from None
     try:
         tree = tomllib.loads(raw)
@@ -329,7 +386,9 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, tree, path, overrides) from None
+        what, key = explain(error.errors(include_url=False), tree, Config.model_json_schema())
+        where = (f"{key} in " if key else "") + str(path) + (f" with --set {' '.join(overrides)}" if overrides else "")
+        raise ConfigError(what, where=where, cure="`starling config schema` lists every setting and what is allowed") from None
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -350,80 +409,6 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = value
 
 
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f" (known: {', '.join(sorted(str(k) for k in known)) or 'none'})"
-
-
-def _fields_at(location: tuple[Any, ...], tree: dict[str, Any]) -> list[str]:
-    """Names of the settings allowed where an unknown key was found."""
-    schema = Config.model_json_schema()
-    node: dict[str, Any] = schema
-    raw: Any = tree
-    for part in location:
-        node = _resolve(node, schema, raw)
-        raw = raw[part] if isinstance(raw, dict) and part in raw else raw[part] if isinstance(raw, list | tuple) and isinstance(part, int) else raw
-        if isinstance(part, int):
-            node = node.get("items", {})
-        elif "properties" in node and part in node["properties"]:
-            node = node["properties"][part]
-        elif isinstance(node.get("additionalProperties"), dict):
-            node = node["additionalProperties"]
-    return sorted(_resolve(node, schema, raw).get("properties", {}))
-
-
-def _resolve(node: dict[str, Any], schema: dict[str, Any], raw: Any) -> dict[str, Any]:
-    """Follow $ref, allOf and tagged unions; `raw` decides the branch of a union by its type."""
-    while True:
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-        elif "discriminator" in node:
-            kind = raw.get("type") if isinstance(raw, dict) else None
-            ref = node["discriminator"]["mapping"].get(kind)
-            if ref is None:
-                return {}
-            node = schema["$defs"][ref.rsplit("/", 1)[1]]
-        elif "anyOf" in node:
-            node = next((n for n in node["anyOf"] if n.get("type") != "null"), {})
-        elif "allOf" in node:
-            node = node["allOf"][0]
-        else:
-            return node
-
-
-def _explain(error: ValidationError, tree: dict[str, Any], path: Path, overrides: tuple[str, ...]) -> ConfigError:
-    """One paragraph about the first problem, with how many more there are."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    tags = {"openai", "local", "microworld-speaker", "microworld-judge", "microworld", "file", "apa", "ppo"}
-    location = tuple(
-        p for i, p in enumerate(first["loc"]) if not (p in tags and i and first["loc"][i - 1] != "" and _is_tag(first["loc"], i, tree))
-    )
-    dotted = ".".join(str(p) for p in location) or "(whole file)"
-    where = f"{dotted} in {path}" + (f" with --set {' '.join(overrides)}" if overrides else "")
-    more = f" ({len(problems) - 1} more problem{'s' if len(problems) > 2 else ''} after this one)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        name = str(location[-1])
-        hint = _nearest(name, _fields_at(location[:-1], tree))
-        return ConfigError(f"Unknown setting '{dotted}'{hint}{more}", where=where, cure="fix the name; `starling config schema` lists all settings")
-    if first["type"] == "missing":
-        return ConfigError(f"The setting '{dotted}' is required and missing{more}", where=where, cure="add it; `starling config schema` describes it")
-    said = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f", given {first['input']!r}"
-    return ConfigError(f"The setting '{dotted}' is wrong: {said}{given}{more}", where=where, cure="`starling config schema` says what is allowed")
-
-
-def _is_tag(location: tuple[Any, ...], index: int, tree: dict[str, Any]) -> bool:
-    """Whether location[index] is the union tag that pydantic inserts rather than a key of the file."""
-    node: Any = tree
-    for part in location[:index]:
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-            node = node[part]
-    return isinstance(node, dict) and node.get("type") == location[index]
-
-
 def fingerprint(part: BaseModel | None) -> str:
     """Hash of a part of the settings: what makes the stages that read it stale."""
     return content_hash(part.model_dump(mode="json") if part is not None else None, 16)
@@ -439,5 +424,7 @@ def secret(name: str | None) -> str | None:
         return None
     value = os.environ.get(name)
     if not value:
-        raise ConfigError(f"The environment variable {name} is not set", where="api_key_env", cure=f"export {name}=… before the command")
+        raise ConfigError(
+            f"The environment variable {name} is not set", where="api_key_env", cure=f"export {name}=… before the command"
+        )
     return value

@@ -33,7 +33,13 @@ class StarlingError(Exception):
         self.what = what
         self.where = where
         self.cure = cure
-        super().__init__(f"{what.rstrip('.')}. Where: {where}. What to do: {cure.rstrip('.')}.")
+        super().__init__(f"{_sentence(what)} Where: {_sentence(where)} What to do: {_sentence(cure)}")
+
+
+def _sentence(text: str) -> str:
+    """`text` on one line, with exactly one mark at its end."""
+    line = " ".join(text.split())
+    return line if line.endswith(("!", "?", "…")) else line.rstrip(".") + "."
 
 
 class UsageError(StarlingError):
