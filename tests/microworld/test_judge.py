@@ -117,7 +117,7 @@ def test_what_is_no_judge_prompt_is_refused() -> None:
 
 
 def test_through_the_real_path_with_the_real_world(tmp_path: Path) -> None:
-    """Prompt → judge prompt → endpoint → journal → parser: an errorless judge reproduces the gold order and the two-way winner."""
+    """Prompt → judge prompt → endpoint → journal → parser: an errorless judge gives the gold order and the two-way winner."""
     prompts = world.all_prompts(validation=0, test=0)[::97]
     ranking = RankingSection(judge="j")
     texts = (
