@@ -206,6 +206,8 @@ class Draft:
     """How many rows ended how, failures and dropped rows included."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Numbers for the report; plain JSON without times."""
+    seconds: float | None = None
+    """Time the work took when it began in an earlier process; measured here when None. Not part of the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +256,7 @@ def new_artifact(run_dir: Path, stage: str, *, key: str, inputs: dict[str, str],
         yield draft
         about = {"stage": stage, "key": key, "inputs": inputs, "config": config}
         content = _content(about, draft)
-        manifest = content | {"fingerprint": content_hash(content, 32), "seconds": round(time.monotonic() - began, 3)}
+        manifest = content | {"fingerprint": content_hash(content, 32), "seconds": round(draft.seconds or time.monotonic() - began, 3)}
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
         _sync(temporary)

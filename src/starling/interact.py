@@ -1,0 +1,177 @@
+"""Using what a run has made: talk to a policy, score conversations, look into an artifact.
+
+Layer: beside the stages; `starling.cli` calls it. torch is imported when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from starling.artifacts import MANIFEST, Artifact, open_artifact
+from starling.chat import from_transcript, is_transcript
+from starling.errors import InputError, UsageError
+from starling.journal import Journal
+from starling.records import Message, Messages, ModelRef, Sampling, Score, content_hash
+from starling.serving import JOURNAL_FILE
+
+
+def model_folder(path: Path, stage: str) -> Path:
+    """The model folder meant by `path`: a model folder itself, or a run directory with that stage finished.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if (path / "config.json").is_file() and not (path / stage / MANIFEST).is_file():
+        return path
+    if (path / stage / MANIFEST).is_file():
+        return open_artifact(path, stage).path
+    raise InputError(
+        "There is no model here",
+        where=str(path),
+        cure=f"give a transformers folder, or a run directory whose stage '{stage}' is done",
+    )
+
+
+# ── chat ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Conversation:
+    """A conversation with a local model; it remembers its turns.
+
+    Args:
+        folder: a causal language model with its tokenizer.
+        sampling: how replies are drawn.
+        seed: the same seed and the same words give the same replies.
+    """
+
+    def __init__(self, folder: Path, sampling: Sampling, seed: int = 0) -> None:
+        from starling.models.load import load_causal, load_tokenizer
+        from starling.models.sample import LocalEngine
+
+        self._engine = LocalEngine(load_causal(folder), load_tokenizer(folder), batch=1, seed=seed)
+        self._model = ModelRef(provider="local", name=folder.name, sampling=sampling)
+        self.messages: Messages = ()
+
+    def say(self, text: str) -> str:
+        """The model's reply to the next user turn."""
+        from starling.call import Request
+
+        self.messages += (Message(role="user", content=text),)
+        reply = self._engine.answer([Request(model=self._model, messages=self.messages)])[0].text
+        self.messages += (Message(role="assistant", content=reply),)
+        return reply
+
+
+# ── score ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def score_lines(folder: Path, lines: Iterable[bytes]) -> Iterator[Score]:
+    """Rewards of conversations, one JSON object per line, in their order.
+
+    A line has `messages` that end with the assistant's reply; or `messages` (or a `prompt`: plain text or a Nectar transcript)
+    and a `response`. `id` is optional; without it the hash of the conversation is used. An empty reply has no reward: its
+    outcome is `empty`. Conversations longer than the model can read are cut on the left, as in training.
+
+    Raises:
+        InputError: a line is no such object; names it. Nothing is scored then.
+    """
+    rows = [_conversation(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    full = [(messages, text, True) for _, messages, text in rows if text.strip()]
+    if full:
+        from starling.models.score import score_conversations
+
+        rewards = iter(score_conversations(folder, full))
+    for id_, _, text in rows:
+        if text.strip():
+            yield Score(id=id_, reward=next(rewards), outcome="scored")
+        else:
+            yield Score(id=id_, reward=None, outcome="empty")
+
+
+def _conversation(number: int, line: bytes) -> tuple[str, Messages, str]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+        if "messages" in row:
+            messages = tuple(Message.model_validate(m) for m in row["messages"])
+        else:
+            prompt = row["prompt"]
+            messages = from_transcript(prompt) if is_transcript(prompt) else (Message(role="user", content=prompt),)
+        if "response" in row:
+            text = row["response"]
+        else:
+            messages, last = messages[:-1], messages[-1]
+            text = last.content if last.role == "assistant" else None
+        if not messages or messages[-1].role != "user" or not isinstance(text, str):
+            raise ValueError("it needs a conversation that ends with a user turn, and a reply")
+        id_ = row.get("id", content_hash([[m.role, m.content] for m in messages] + [["assistant", text]], 16))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ValidationError, InputError) as error:
+        said = f"no field {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise InputError(
+            f"The line holds no conversation to score: {said}",
+            where=f"line {number} of the input",
+            cure='give one JSON object per line, e.g. {"prompt": "What is 3 + 4?", "response": "7"}',
+        ) from None
+    return str(id_), messages, text
+
+
+# ── show ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_folder(path: Path) -> Artifact:
+    """The artifact in a folder.
+
+    Raises:
+        ArtifactError: it is no finished artifact.
+    """
+    folder = path.resolve()
+    return open_artifact(folder.parent, folder.name)
+
+
+def artifact_rows(artifact: Artifact, outcome: str | None, limit: int) -> list[dict[str, Any]]:
+    """The first rows of the artifact's tables, those with the named outcome if one is given; judgments with the raw reply.
+
+    Raises:
+        UsageError: no table of the artifact has outcomes, or none has this one.
+    """
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for name in sorted(artifact.files):
+        if not name.endswith(".parquet"):
+            continue
+        for row in _table(artifact.path / name):
+            if len(found) >= limit:
+                return found
+            here = row.get("outcome", row.get("finish"))
+            if here is not None:
+                seen.add(str(here))
+            if outcome is None or here == outcome:
+                found.append({**row, **_raw_reply(artifact.path.parent, row)} if "shown" in row else row)
+    if outcome is not None and not found:
+        raise UsageError(
+            f"No row has the outcome '{outcome}'",
+            where=str(artifact.path),
+            cure=f"rows here have: {', '.join(sorted(seen)) or 'no outcomes'}",
+        )
+    return found
+
+
+def _table(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+
+
+def _raw_reply(run_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """What the judge really wrote, from the run's journal."""
+    if not (run_dir / JOURNAL_FILE).is_file():
+        return {}
+    with Journal(run_dir / JOURNAL_FILE) as journal:
+        stored = journal.get(row["call_id"])
+    return {"raw_reply": stored.body} if stored is not None else {}

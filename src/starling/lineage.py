@@ -1,0 +1,192 @@
+"""What a stage's result depends on, and with it where every stage of a run stands.
+
+A stage's key is a hash of the settings it reads, the content of the user's files it reads, and the keys of its inputs. A stage is
+
+    done      its artifact has the present key and was made from the inputs that are there now
+    stale     its artifact was made with other settings, files or inputs
+    missing   there is no artifact
+    unused    the settings do without it
+
+so changing one setting makes exactly the stages stale that read it, and those after them. Settings that change how fast a
+result comes, not what it is (SPEED), are no part of a key; nor is where a file lies, only what it holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from starling.artifacts import MANIFEST, Artifact, open_artifact
+from starling.config import Config
+from starling.content import content_of
+from starling.errors import ArtifactError
+from starling.records import content_hash
+
+MICROWORLD_BASE = "microworld:base"
+
+KEY_VERSION = 1
+"""Raised when a change of the code makes every artifact out of date."""
+
+SPEED = {
+    "pool": {"api_key_env", "attempts", "base_url", "batch", "in_flight", "timeout_s"},
+    "judge": {"api_key_env", "attempts", "base_url", "batch", "in_flight", "timeout_s"},
+    "reward": {"checkpoint_steps", "micro_tokens"},
+    "policy": {"checkpoint_every"},
+}
+"""Settings that are no part of a key, by section: they change how fast a result comes, not what it is."""
+
+PATHS = frozenset({"path", "data", "backbone", "base"})
+"""Settings that name a file or folder of the user: what it holds is part of the key, not where it lies."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One link of the chain."""
+
+    name: str
+    does: str
+    """One line for people."""
+    run: Callable[[Any], None]
+    """The work, given a `pipeline.Job`."""
+    inputs: tuple[str, ...]
+    """Stages whose artifacts it reads, where the settings make it read them (`inputs_of`)."""
+    sections: tuple[str, ...]
+    """Settings it reads, dotted; `pool` and `judge` stand for the models that responses and ranking name."""
+
+
+# ── dependencies ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_world(config: Config) -> bool:
+    """Whether every prompt is the microworld's, so that gold scores exist."""
+    return config.prompts is not None and all(source.type == "microworld" for source in config.prompts.sources)
+
+
+def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
+    """The stages whose artifacts `stage` reads under these settings."""
+    collects = config.responses is not None and config.ranking is not None
+    reads = {
+        "world": _reads_world(stage.name, config),
+        "responses": collects or stage.name != "report",
+        "ranking": collects or stage.name != "report",
+        "dataset": _reads_dataset(stage.name, config, collects),
+    }
+    return tuple(name for name in stage.inputs if reads.get(name, True))
+
+
+def _reads_world(stage: str, config: Config) -> bool:
+    pool = config.responses.models if config.responses else ()
+    judge = (config.ranking.judge,) if config.ranking else ()
+    asks = {"responses": pool, "ranking": judge, "evaluate": pool + judge}.get(stage, ())
+    trains = {"reward": config.reward.backbone, "policy": config.policy.base, "evaluate": config.policy.base}.get(stage)
+    return trains == MICROWORLD_BASE or any(config.models[name].type == "microworld-speaker" for name in asks)
+
+
+def _reads_dataset(stage: str, config: Config, collects: bool) -> bool:
+    own_rankings = config.reward.data is None
+    if stage == "evaluate":  # the microworld's answers have a gold score, others are judged by held-out rankings
+        return own_rankings and not is_world(config)
+    return own_rankings if stage == "reward" else collects
+
+
+def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
+    """What the stage's result depends on besides its inputs: settings, with the content of files in place of their paths."""
+    found: dict[str, Any] = {}
+    for section in stage.sections:
+        if section == "pool":
+            value: Any = {name: _dump(config.models[name]) for name in (config.responses.models if config.responses else ())}
+        elif section == "judge":
+            value = {config.ranking.judge: _dump(config.models[config.ranking.judge])} if config.ranking else None
+        else:
+            value = config
+            for part in section.split("."):
+                value = getattr(value, part, None)
+            value = _dump(value)
+        found[section] = _content_for_paths(_without(value, SPEED.get(section, set())))
+    return found
+
+
+def _dump(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {k: _without(v, names) for k, v in value.items() if k not in names}
+
+
+def _content_for_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            k: content_of(Path(v)) if k in PATHS and isinstance(v, str) and v != MICROWORLD_BASE else _content_for_paths(v)
+            for k, v in value.items()
+        }
+    return [_content_for_paths(v) for v in value] if isinstance(value, list) else value
+
+
+# ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a stage stands, e.g. Status("reward", "stale", why="reward.epochs: 1 → 2", …)."""
+
+    stage: str
+    state: Literal["done", "stale", "missing", "unused"]
+    why: str
+    key: str
+    artifact: Artifact | None
+
+
+def stage_status(stage: Stage, config: Config, before: Mapping[str, Status]) -> Status:
+    """Where `stage` stands, given the stages before it.
+
+    Raises:
+        ArtifactError: its artifact is half-written, altered or of another version.
+    """
+    inputs = {name: before[name] for name in inputs_of(stage, config)}
+    settings = settings_read(stage, config)
+    key = content_hash([KEY_VERSION, stage.name, settings, {name: s.key for name, s in inputs.items()}], 16)
+    artifact = _artifact(stage.name, config)
+    if artifact is None:
+        return Status(stage.name, "missing", "", key, None)
+    changed = _changes(artifact.config, settings)
+    waiting = [name for name, s in inputs.items() if s.state != "done"]
+    remade = [name for name, s in inputs.items() if s.artifact and artifact.inputs.get(name) != s.artifact.fingerprint]
+    if changed or waiting or remade or artifact.key != key:
+        why = ", ".join(changed) or f"after {', '.join(waiting or remade) or 'a change of Starling'}"
+        return Status(stage.name, "stale", why, key, artifact)
+    return Status(stage.name, "done", "", key, artifact)
+
+
+def _artifact(stage: str, config: Config) -> Artifact | None:
+    try:
+        return open_artifact(config.run.dir, stage)
+    except ArtifactError:
+        folder = config.run.dir / stage
+        if not folder.exists():
+            return None
+        if not (folder / MANIFEST).exists():
+            raise ArtifactError(
+                f"Where the stage '{stage}' writes, there is something without a manifest that Starling did not make",
+                where=str(folder),
+                cure="move it away, or give this run another directory with --set run.dir=…",
+            ) from None
+        raise
+
+
+def _changes(old: Any, new: Any, at: str = "") -> list[str]:
+    """Settings that differ, as "reward.epochs: 1 → 2"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = dict.fromkeys([*old, *new])
+        return [c for n in names for c in _changes(old.get(n), new.get(n), f"{at}.{n}" if at else str(n))]
+    return [] if old == new else [f"{at}: {_short(old)} → {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "…"
