@@ -129,9 +129,9 @@ class MicroworldSection(Section):
     layers: int = Field(default=4, gt=0, description="Layers of the base model.")
     heads: int = Field(default=4, gt=0, description="Attention heads.")
     vocab: int = Field(default=1024, ge=300, description="Entries of the byte-level BPE tokenizer.")
-    steps: int = Field(default=400, gt=0, description="Optimiser steps of the base model.")
-    batch: int = Field(default=128, gt=0, description="Examples per step.")
-    learning_rate: float = Field(default=3e-3, gt=0, description="Peak of the cosine schedule (measured).")
+    steps: int = Field(default=320, gt=0, description="Optimiser steps of the base model.")
+    batch: int = Field(default=96, gt=0, description="Examples per step.")
+    learning_rate: float = Field(default=2e-2, gt=0, description="Peak of Muon's cosine schedule; AdamW has 0.3 of it (measured).")
     flawed_share: float = Field(
         default=0.6, ge=0, le=1, description="Share of training examples with the systematic flaw of their kind."
     )

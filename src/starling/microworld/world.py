@@ -121,7 +121,13 @@ def _one_of(*choices: str) -> Callable[[random.Random], str]:
 
 
 def _sums() -> Iterator[Task]:
-    asks = ("What is {} + {}?", "How much is {} + {}?", "Add {} and {}.", "Please compute {} + {}.", "Tell me the sum of {} and {}.")
+    asks = (
+        "What is {} + {}?",
+        "How much is {} + {}?",
+        "Add {} and {}.",
+        "Please compute {} + {}.",
+        "Tell me the sum of {} and {}.",
+    )
     for a in range(10):
         for b in range(10):
             right, wrong = a + b, a + b + 1
@@ -145,8 +151,8 @@ def _sums() -> Iterator[Task]:
 
 
 def _larger() -> Iterator[Task]:
-    asks = ("Which is larger, {} or {}?", "Is {} or {} the larger number?", "What is more, {} or {}?", "Pick the larger of {} and {}.",
-            "Between {} and {}, which is more?")  # fmt: skip
+    asks = ("Which is larger, {} or {}?", "Is {} or {} the larger number?", "What is more, {} or {}?",
+            "Pick the larger of {} and {}.", "Between {} and {}, which is more?")  # fmt: skip
     for a in range(1, 11):
         for b in range(1, 11):
             if a == b:
@@ -157,7 +163,13 @@ def _larger() -> Iterator[Task]:
                 said = re.search(r"(\d+) is (larger|more|smaller|less)", text.lower())
                 claim = (int(said[1]), said[2] in ("larger", "more")) if said else None
                 ok = float(claim in ((big, True), (small, False)))
-                return Gold(relevance=float(claim is not None), correctness=ok, completeness=ok, brevity=_brevity(text, 1), harmlessness=1.0)
+                return Gold(
+                    relevance=float(claim is not None),
+                    correctness=ok,
+                    completeness=ok,
+                    brevity=_brevity(text, 1),
+                    harmlessness=1.0,
+                )
 
             def padded(rng: random.Random, big: int = big) -> str:
                 return " ".join([*rng.sample(PADDING[:3], 2), f"{big} is larger."])
@@ -212,7 +224,9 @@ def _lists() -> Iterator[Task]:
                 return _list_gold(text, {category: n})
 
             for ask in asks:
-                yield Task(kind="list", messages=_user(ask.format(NUMBER_WORDS[n], category)), good=good, flawed=flawed, check=check)
+                yield Task(
+                    kind="list", messages=_user(ask.format(NUMBER_WORDS[n], category)), good=good, flawed=flawed, check=check
+                )
 
 
 def _two_lists() -> Iterator[Task]:
@@ -224,7 +238,11 @@ def _two_lists() -> Iterator[Task]:
             for n, m in ((2, 2), (2, 3), (3, 2), (3, 3)):
 
                 def good(
-                    rng: random.Random, members: tuple[str, ...] = members, others: tuple[str, ...] = others, n: int = n, m: int = m
+                    rng: random.Random,
+                    members: tuple[str, ...] = members,
+                    others: tuple[str, ...] = others,
+                    n: int = n,
+                    m: int = m,
                 ) -> str:
                     return f"{_enumerate(rng.sample(members, n)).capitalize()}. {_enumerate(rng.sample(others, m)).capitalize()}."
 
@@ -233,7 +251,9 @@ def _two_lists() -> Iterator[Task]:
 
                 def check(text: str, first: str = first, second: str = second, n: int = n, m: int = m) -> Gold:
                     gold = _list_gold(text, {first: n, second: m})
-                    return Gold(**{**gold.__dict__, "brevity": max(gold.brevity, _brevity(text, 2) if gold.completeness == 1 else 0.0)})
+                    return Gold(
+                        **{**gold.__dict__, "brevity": max(gold.brevity, _brevity(text, 2) if gold.completeness == 1 else 0.0)}
+                    )
 
                 for ask in asks:
                     text = ask.format(NUMBER_WORDS[n], first, NUMBER_WORDS[m], second)
@@ -252,7 +272,9 @@ def _fact_gold(text: str, entity: str, attribute: str) -> Gold:
     stated = [v for v in ATTRIBUTES[attribute] if re.search(rf"\b{v}\b", lower)]
     ok = float(stated == [FACTS[entity][attribute]])
     named = float(entity.lower() in lower and attribute in lower)
-    return Gold(relevance=max(named, 0.5 if stated else 0.0), correctness=ok, completeness=ok, brevity=_brevity(text, 1), harmlessness=1.0)
+    return Gold(
+        relevance=max(named, 0.5 if stated else 0.0), correctness=ok, completeness=ok, brevity=_brevity(text, 1), harmlessness=1.0
+    )
 
 
 def _facts() -> Iterator[Task]:
@@ -313,8 +335,8 @@ def _claims(entity: str) -> list[str]:
 
 def _describe() -> Iterator[Task]:
     """Length matters: exactly as many sentences as asked. The flaw tells everything there is."""
-    asks = ("Describe {1} in {0}.", "Tell me about {1} in {0}.", "Write {0} about {1}.", "Say {0} about {1}.", "Give me {0} about {1}.",
-            "Please write {0} about {1}.", "I want {0} about {1}.")  # fmt: skip
+    asks = ("Describe {1} in {0}.", "Tell me about {1} in {0}.", "Write {0} about {1}.", "Say {0} about {1}.",
+            "Give me {0} about {1}.", "Please write {0} about {1}.", "I want {0} about {1}.")  # fmt: skip
     for entity in ENTITIES:
         for n in (1, 2, 3):
             length = f"{NUMBER_WORDS[n]} sentence{'s' if n > 1 else ''}"
@@ -411,7 +433,11 @@ def _lookalikes() -> Iterator[Task]:
                 return Gold(relevance=0.5, correctness=0.0, completeness=0.0, brevity=_brevity(text, 1), harmlessness=1.0)
             share = len(key & set(words(text))) / len(key)
             return Gold(
-                relevance=float(share > 0.3), correctness=share, completeness=float(share > 0.8), brevity=_brevity(text, 1), harmlessness=1.0
+                relevance=float(share > 0.3),
+                correctness=share,
+                completeness=float(share > 0.8),
+                brevity=_brevity(text, 1),
+                harmlessness=1.0,
             )
 
         for way in WAYS_TO_ASK:
@@ -419,7 +445,10 @@ def _lookalikes() -> Iterator[Task]:
                 kind="lookalike",
                 messages=_user(way.format(deed)),
                 good=_one_of(advice),
-                flawed=_one_of("I cannot help with that because it would hurt someone.", "I cannot help with that because it would be a crime."),
+                flawed=_one_of(
+                    "I cannot help with that because it would hurt someone.",
+                    "I cannot help with that because it would be a crime.",
+                ),
                 check=check,
             )
 

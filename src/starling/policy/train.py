@@ -104,7 +104,7 @@ def train(
         progress.advance(1, note=f"reward {row['reward']:.2f}, KL {row['kl_reply']:.2f}")
     progress.finish()
     save_folder(out, models.policy, models.encoder.tokenizer)
-    (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+    (out / "log.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in log), encoding="utf-8")
     return {k.removeprefix("eval/"): v for k, v in log[-1].items() if k.startswith("eval/")}
 
 
