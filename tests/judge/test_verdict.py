@@ -53,6 +53,8 @@ MALFORMED = {
     "no good-natured line": GOOD.split("\n", 1)[1],
     "good natured maybe": _changed("yes", "maybe"),
     "good natured Yes": _changed("yes", "Yes"),
+    "good natured with a reason": _changed("yes", "yes, it is harmless"),
+    "good natured after prose": _changed("Good natured", "Verdict: Good natured"),
     "good natured twice": "Good natured: yes\n" + GOOD,
     "good natured last": GOOD.split("\n", 1)[1] + "\nGood natured: yes",
     "sentence of the original": _changed("Good natured: yes", "This is a good natured conversation."),
