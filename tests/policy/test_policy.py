@@ -19,8 +19,8 @@ PROMPTS = [Prompt.make((Message(role="user", content=f"name {n} animals"),), ("t
 def settings(**changes: object) -> PolicySection:
     plain: dict[str, object] = {
         "iterations": 4, "rollouts": 8, "epochs": 2, "minibatches": 2, "sampling": Sampling(max_tokens=6), "sample_batch": 8,
-        "critic_warmup": 1,         "optimizer": OptimizerSection(learning_rate=1e-2, schedule="linear", warmup_fraction=0),
-        "critic_learning_rate": 1e-2, "eval_every": 2,         "eval_prompts": 4, "checkpoint_every": 1, "kl": 0.05,
+        "critic_warmup": 1, "optimizer": OptimizerSection(learning_rate=1e-2, schedule="linear", warmup_fraction=0),
+        "critic_learning_rate": 1e-2, "eval_every": 2, "eval_prompts": 4, "checkpoint_every": 1, "kl": 0.05,
     }  # fmt: skip
     return PolicySection.model_validate(plain | changes)
 
