@@ -29,7 +29,6 @@ from starling.records import (
     Messages,
     ModelRef,
     Outcome,
-    PairVerdict,
     Prompt,
     Response,
     content_hash,
@@ -106,7 +105,8 @@ def rank_many(
         _check_panel(panel)
     questions = [_Question(p.prompt.id, p.prompt.messages, tuple(r.text for r in p.responses), shuffle=True) for p in items]
     results = _ask(questions, endpoint, settings, seed, progress, rubric, "judge")
-    return [_judgment(panel, result, endpoint.model, rubric) for panel, result in zip(items, results, strict=True)]
+    judge, rubric_hash = endpoint.model.name, rubric.hash
+    return [_judgment(panel, result, judge, rubric_hash) for panel, result in zip(items, results, strict=True)]
 
 
 def compare_many(
@@ -227,25 +227,26 @@ def _interpret(call: _Call, reply: Reply | None, rubric: Rubric) -> _Result:
     return _Result(call, Outcome.ranked, "", verdict, reply.call_id)
 
 
-def _judgment(panel: Panel, result: _Result, model: ModelRef, rubric: Rubric) -> Judgment:
+def _judgment(panel: Panel, result: _Result, judge: str, rubric_hash: str) -> Judgment:
     """The result in terms of response ids."""
     shown = tuple(panel.responses[i].id for i in result.call.shown)
     verdict = result.verdict
-    return Judgment(
-        prompt_id=panel.prompt.id,
-        rubric=rubric.hash,
-        judge=model.name,
-        shown=shown,
-        pair_order=tuple((shown[a], shown[b]) for a, b in result.call.pair_order),
-        outcome=result.outcome,
-        ranking=None if verdict is None else tuple(shown[i] for i in verdict.ranking),
-        good_natured=None if verdict is None else verdict.good_natured,
-        pair_verdicts=()
-        if verdict is None
-        else tuple(PairVerdict(first=shown[a], second=shown[b], winner=shown[w]) for a, b, w in verdict.pairs),
-        call_id=result.call_id,
-        reason=result.reason,
-    )
+    pairs = verdict.pairs if verdict is not None else ()
+    # Plain dicts for the pairs: validated once, inside the judgment; building 21 records first would double the cost.
+    fields = {
+        "prompt_id": panel.prompt.id,
+        "rubric": rubric_hash,
+        "judge": judge,
+        "shown": shown,
+        "pair_order": tuple((shown[a], shown[b]) for a, b in result.call.pair_order),
+        "outcome": result.outcome,
+        "ranking": None if verdict is None else tuple(shown[i] for i in verdict.ranking),
+        "good_natured": None if verdict is None else verdict.good_natured,
+        "pair_verdicts": tuple({"first": shown[a], "second": shown[b], "winner": shown[w]} for a, b, w in pairs),
+        "call_id": result.call_id,
+        "reason": result.reason,
+    }
+    return Judgment.model_validate(fields)
 
 
 def _check_panel(panel: Panel) -> None:

@@ -129,14 +129,16 @@ def _read_pairs(lines: Sequence[tuple[int, str]], k: int) -> tuple[Pair, ...] | 
         match = _PAIR.fullmatch(line)
         if match is None:
             return Failure("line outside the grammar", f"line {number}")
-        a, b, winner = (LETTERS.find(letter) for letter in match.groups())
+        first, second, best = match.groups()
+        a, b, winner = LETTERS.find(first), LETTERS.find(second), LETTERS.find(best)
         if not (0 <= a < k and 0 <= b < k) or a == b:
             return Failure("no such pair", f"line {number}")
         if winner not in (a, b):
             return Failure("winner is not in its pair", f"line {number}")
-        if (min(a, b), max(a, b)) in seen:
+        pair = (a, b) if a < b else (b, a)
+        if pair in seen:
             return Failure("pair named twice", f"line {number}")
-        seen.add((min(a, b), max(a, b)))
+        seen.add(pair)
         pairs.append((a, b, winner))
     return tuple(pairs)
 
