@@ -30,7 +30,9 @@ def import_file(file: Path, out: Path) -> Artifact:
     """
     if out.exists() and not (out / MANIFEST).is_file():
         raise UsageError(
-            "The folder to import into exists and is no import of Starling", where=str(out), cure="name a folder that does not exist yet"
+            "The folder to import into exists and is no import of Starling",
+            where=str(out),
+            cure="name a folder that does not exist yet",
         )
     rows, found = import_nectar(file)
     folder = out.resolve()
