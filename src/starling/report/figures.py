@@ -1,0 +1,197 @@
+"""Figures as inline SVG that follow the page: its fonts, and its colours in light and in dark.
+
+matplotlib draws with placeholder colours; `_finish` turns them into the page's CSS variables, drops dates and random ids,
+and prefixes ids with the figure's name, since one page holds many figures. The same numbers give the same text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+INK, MUTED, LINE, BASE, ACCENT, WARN, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606", "#070707"
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BASE: "base", ACCENT: "accent", WARN: "warn", PAPER: "paper"}
+
+NARROW, WIDE = 3.9, 4.6
+"""Inches at 72 points each: no wider than a phone, so that text keeps its size on one."""
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "starling",
+    "font.size": 9.5,
+    "font.family": "DejaVu Sans",
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.7,
+    "lines.solid_capstyle": "round",
+    "path.simplify": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart; points where y is missing are simply not given."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: str = ACCENT
+    faint: bool = False
+    """Raw values behind a smoothed line."""
+    marker: bool = False
+
+
+@contextmanager
+def _canvas(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes in the report's style; matplotlib's global settings stay untouched."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure, figure.subplots()
+
+
+def _finish(figure: Any, name: str, label: str) -> str:
+    """The figure as an <svg> element for the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, f"var(--{variable})")
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return re.sub(r"\n\s*", "\n", head + text[text.index(">") + 1 :])
+
+
+# ── charts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def curves(
+    name: str, label: str, series: Sequence[Series], *, x_label: str, level: float | None = None, share: bool = False
+) -> str:
+    """Lines over steps or iterations.
+
+    Args:
+        name: unique on the page; letters and hyphens.
+        label: what the figure shows, for screen readers.
+        level: a dashed horizontal line, e.g. where chance lies.
+        share: the y axis is a share: 0 … 1, shown from where the data lie.
+    """
+    with _canvas(NARROW, 2.35) as (figure, axes):
+        for one in series:
+            axes.plot(
+                one.x, one.y, color=one.color, label=None if one.faint else one.label, linewidth=0.8 if one.faint else 1.7,
+                alpha=0.35 if one.faint else 1.0, marker="o" if one.marker or len(one.x) == 1 else None, markersize=3.2,
+            )  # fmt: skip
+        if level is not None:
+            axes.axhline(level, color=MUTED, linewidth=0.9, dashes=(3, 3))
+        if share:
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -0.02), min(high, 1.02))
+        axes.set_xlabel(x_label)
+        axes.locator_params(axis="y", nbins=5)
+        axes.locator_params(axis="x", nbins=6, integer=True)
+        axes.margins(x=0.02)
+        if sum(not one.faint for one in series) > 1:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=1.4, borderaxespad=0.1)
+        return _finish(figure, name, label)
+
+
+def ranks(
+    name: str, label: str, labels: Sequence[str], means: Sequence[float], intervals: Sequence[tuple[float, float]], best: int
+) -> str:
+    """Mean ranks with intervals, one row per model, best on top; the axis runs from 1 to the number of answers."""
+    with _canvas(WIDE, 0.55 + 0.3 * len(labels)) as (figure, axes):
+        rows = range(len(labels))
+        axes.hlines(rows, [low for low, _ in intervals], [high for _, high in intervals], color=ACCENT, linewidth=4, alpha=0.3)
+        axes.plot(means, rows, "o", color=ACCENT, markersize=6)
+        for row, mean in zip(rows, means, strict=True):
+            axes.annotate(
+                f"{mean:.2f}", (mean, row), xytext=(0, 6), textcoords="offset points", ha="center", color=INK, fontsize=8.5
+            )
+        axes.set_yticks(list(rows), labels)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(labels) - 0.5, -0.7)
+        axes.set_xlim(0.8, best + 0.2)
+        axes.set_xticks(range(1, best + 1))
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"mean rank (1 = best of {best})")
+        return _finish(figure, name, label)
+
+
+def positions(
+    name: str, label: str, shares: Sequence[float], intervals: Sequence[tuple[float, float]], letters: Sequence[str]
+) -> str:
+    """Share of first places by the position shown, with intervals and the unbiased level."""
+    with _canvas(WIDE, 2.6) as (figure, axes):
+        x = range(len(shares))
+        axes.bar(x, shares, color=ACCENT, alpha=0.8, width=0.62)
+        below = [max(0.0, s - low) for s, (low, _) in zip(shares, intervals, strict=True)]
+        above = [max(0.0, high - s) for s, (_, high) in zip(shares, intervals, strict=True)]
+        axes.errorbar(x, shares, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
+        axes.axhline(1 / len(shares), color=WARN, linewidth=1.1, dashes=(4, 3))
+        axes.set_xticks(list(x), letters)
+        axes.set_xlabel("position in which the judge saw the answer")
+        axes.set_ylim(bottom=0)
+        axes.locator_params(axis="y", nbins=5)
+        return _finish(figure, name, label)
+
+
+def dumbbells(name: str, label: str, labels: Sequence[str], base: Sequence[float], tuned: Sequence[float], x_label: str) -> str:
+    """Before and after on a 0 … 1 scale, one row per kind, biggest gain on top."""
+    with _canvas(WIDE, 0.75 + 0.29 * len(labels)) as (figure, axes):
+        rows = list(range(len(labels)))
+        colors = [ACCENT if after >= before else WARN for before, after in zip(base, tuned, strict=True)]
+        axes.hlines(rows, base, tuned, color=colors, linewidth=2.4, alpha=0.45)
+        axes.plot(base, rows, "o", color=BASE, markersize=6, label="base")
+        axes.plot(tuned, rows, "o", color=ACCENT, markersize=6, label="tuned")
+        axes.set_yticks(rows, labels)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.set_xlim(-0.03, 1.03)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(x_label)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.2, borderaxespad=0.1)
+        return _finish(figure, name, label)
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """Mean over the last `window` values (fewer at the start)."""
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]

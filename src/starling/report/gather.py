@@ -1,0 +1,300 @@
+"""Reads a run's artifacts into the tables that the report shows. Nothing is computed again that a stage has computed.
+
+Every part may be missing (a run that was stopped, or one that only trains a reward model on imported data): what cannot be
+read is left out and said. Times are not read at all: the report is an artifact, and equal runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starling import stats
+from starling.artifacts import Artifact, open_artifact, read_records
+from starling.errors import ArtifactError, InputError
+from starling.evaluate.rows import ANSWERS_FILE, REPLIES_FILE, EvaluatedPrompt, EvaluatedReply, ScoredAnswer
+from starling.records import Judgment, Response, content_hash
+from starling.rows import read_rows
+
+READS = ("world", "prompts", "responses", "ranking", "dataset", "reward", "policy", "evaluate")
+"""The stages shown, in the order of the data."""
+
+RESAMPLES = 1000
+"""Bootstrap resamples of the judge's tables; the evaluation's own intervals come with its metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLine:
+    """One stage in the lineage table."""
+
+    name: str
+    rows: int
+    outcomes: dict[str, int]
+    fingerprint: str
+    inputs: tuple[str, ...]
+    outdated: tuple[str, ...]
+    """Inputs that were made again after this stage read them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRank:
+    """One pool member as the judge saw it."""
+
+    model: str
+    judgments: int
+    mean_rank: float
+    ci: tuple[float, float]
+    first_share: float
+    gold: float | None
+    """Mean gold score of its answers to held-out prompts; None outside the microworld."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeTables:
+    """What the judge's verdicts say about the pool and about the judge."""
+
+    models: tuple[ModelRank, ...]
+    position: stats.PositionBias | None
+    outcomes: dict[str, int]
+    judgments: int
+    good_natured: float | None
+    """Share of ranked prompts that the judge calls good natured."""
+    pairs: int
+    first_named_wins: float | None
+    """Share of pair verdicts for the member written first; 0.5 is unbiased."""
+    contradicted: float | None
+    """Share of pair verdicts that the final ranking contradicts."""
+    rubric: str
+    judge: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """One conversation with both policies' first sampled replies."""
+
+    prompt: EvaluatedPrompt
+    base: EvaluatedReply
+    tuned: EvaluatedReply
+    gain: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversations:
+    """Exchanges chosen by a rule, not by hand, and how all prompts fared."""
+
+    measure: str
+    """What gain is measured in: gold score or reward."""
+    better: int
+    same: int
+    worse: int
+    groups: tuple[tuple[str, tuple[Exchange, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """Everything the page shows. Parts that the run does not have are empty or None."""
+
+    stages: tuple[StageLine, ...]
+    missing: dict[str, str]
+    """Stage → why it could not be read."""
+    judge: JudgeTables | None
+    reward_log: tuple[dict[str, Any], ...]
+    reward_metrics: dict[str, Any]
+    policy_log: tuple[dict[str, Any], ...]
+    evaluation: dict[str, Any]
+    conversations: Conversations | None
+    settings: dict[str, Any]
+
+
+def gather(run_dir: Path) -> Gathered:
+    """Read what there is of a run.
+
+    Raises:
+        ArtifactError: there is no finished stage at all, or a finished one holds rows that cannot be read.
+    """
+    found, missing = _open_all(run_dir)
+    if not found:
+        raise ArtifactError(
+            "There is nothing to report on: no stage has finished", where=str(run_dir), cure="`starling run CONFIG` first"
+        )
+    answers = _records(found, "evaluate", ANSWERS_FILE, ScoredAnswer)
+    evaluation = found["evaluate"].metrics if "evaluate" in found else {}
+    return Gathered(
+        stages=tuple(_stage_line(artifact, found) for artifact in found.values()),
+        missing=missing,
+        judge=_judge_tables(found, answers if evaluation.get("gold") else []),
+        reward_log=_log(found.get("reward")),
+        reward_metrics=found["reward"].metrics if "reward" in found else {},
+        policy_log=_log(found.get("policy")),
+        evaluation=evaluation,
+        conversations=_conversations(_records(found, "evaluate", REPLIES_FILE, EvaluatedPrompt)),
+        settings=_settings(run_dir),
+    )
+
+
+# ── artifacts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _open_all(run_dir: Path) -> tuple[dict[str, Artifact], dict[str, str]]:
+    found: dict[str, Artifact] = {}
+    missing: dict[str, str] = {}
+    for stage in READS:
+        try:
+            found[stage] = open_artifact(run_dir, stage)
+        except ArtifactError as error:
+            missing[stage] = "not made yet" if not (run_dir / stage).exists() else error.what
+    used = {name for artifact in found.values() for name in artifact.inputs}
+    if "world" in found and "world" not in used:  # left over from other settings
+        del found["world"]
+    if "world" not in used:  # a run without the microworld has none: nothing is missing
+        missing.pop("world", None)
+    return found, missing
+
+
+def _stage_line(artifact: Artifact, found: dict[str, Artifact]) -> StageLine:
+    outdated = tuple(name for name, seen in artifact.inputs.items() if name in found and found[name].fingerprint != seen)
+    return StageLine(
+        name=artifact.stage,
+        rows=artifact.rows,
+        outcomes={k: v for k, v in sorted(artifact.outcomes.items()) if v},
+        fingerprint=artifact.fingerprint,
+        inputs=tuple(artifact.inputs),
+        outdated=outdated,
+    )
+
+
+def _records(found: dict[str, Artifact], stage: str, file: str, cls: Any) -> list[Any]:
+    """The rows of a stage's file; none when the stage or the file is not there."""
+    if stage not in found or file not in found[stage].files:
+        return []
+    return list(read_records(found[stage].path / file, cls))
+
+
+def _log(artifact: Artifact | None) -> tuple[dict[str, Any], ...]:
+    """The lines of a training log; none when there is no log."""
+    if artifact is None or "log.jsonl" not in artifact.files:
+        return ()
+    lines = []
+    for row in read_rows(artifact.path / "log.jsonl"):
+        if row.value is None:
+            raise ArtifactError(
+                f"A line of the training log cannot be read: {row.problem}",
+                where=f"{artifact.path / 'log.jsonl'}, line {row.number}",
+                cure=f"run the stage '{artifact.stage}' again",
+            )
+        lines.append(row.value)
+    return tuple(lines)
+
+
+def _settings(run_dir: Path) -> dict[str, Any]:
+    """The resolved settings that the pipeline saved, without the run's own folder."""
+    try:
+        saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The run's saved settings cannot be read: {error}",
+            where=str(run_dir / "config.json"),
+            cure="`starling run CONFIG` again",
+        ) from None
+    return {
+        k: {n: v for n, v in part.items() if (k, n) != ("run", "dir")} if k == "run" else part
+        for k, part in saved.items()
+        if part
+    }
+
+
+# ── the judge ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _judge_tables(found: dict[str, Artifact], answers: Sequence[ScoredAnswer]) -> JudgeTables | None:
+    judgments: list[Judgment] = _records(found, "ranking", "judgments.parquet", Judgment)
+    if not judgments:
+        return None
+    model_of = {r.id: r.model for r in _records(found, "responses", "responses.parquet", Response)}
+    ranked = [j for j in judgments if j.ranking is not None]
+    verdicts = [(j, v) for j in ranked for v in j.pair_verdicts]
+    places = [{r: i for i, r in enumerate(j.ranking or ())} for j in ranked]
+    contradicted = sum(
+        place[v.winner] > place[v.second if v.winner == v.first else v.first]
+        for j, place in zip(ranked, places, strict=True)
+        for v in j.pair_verdicts
+    )
+    answered = [j.good_natured for j in ranked if j.good_natured is not None]
+    return JudgeTables(
+        models=_model_ranks(ranked, model_of, answers),
+        position=stats.position_bias([j.shown for j in ranked], [j.ranking or () for j in ranked]),
+        outcomes=dict(sorted(Counter(j.outcome.value for j in judgments).items())),
+        judgments=len(judgments),
+        good_natured=sum(answered) / len(answered) if answered else None,
+        pairs=len(verdicts),
+        first_named_wins=sum(v.winner == v.first for _, v in verdicts) / len(verdicts) if verdicts else None,
+        contradicted=contradicted / len(verdicts) if verdicts else None,
+        rubric=judgments[0].rubric,
+        judge=judgments[0].judge,
+    )
+
+
+def _model_ranks(ranked: Sequence[Judgment], model_of: dict[str, str], answers: Sequence[ScoredAnswer]) -> tuple[ModelRank, ...]:
+    """Mean rank of each model over the prompts it was ranked on, best first."""
+    ranks: dict[str, list[int]] = {}
+    for judgment in ranked:
+        for rank, response in enumerate(judgment.ranking or (), start=1):
+            if response in model_of:
+                ranks.setdefault(model_of[response], []).append(rank)
+    truths: dict[str, list[float]] = {}
+    for answer in answers:
+        truths.setdefault(answer.model, []).append(answer.truth)
+    lines = []
+    for model, own in ranks.items():
+        interval = stats.ratio_interval(own, [1] * len(own), resamples=RESAMPLES, seed=0)
+        lines.append(
+            ModelRank(
+                model=model,
+                judgments=len(own),
+                mean_rank=interval.mean,
+                ci=(interval.low, interval.high),
+                first_share=own.count(1) / len(own),
+                gold=sum(truths[model]) / len(truths[model]) if model in truths else None,
+            )
+        )
+    return tuple(sorted(lines, key=lambda line: (line.mean_rank, line.model)))
+
+
+# ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _conversations(rows: Sequence[EvaluatedPrompt], count: int = 4) -> Conversations | None:
+    """The biggest gains, the biggest losses and random ones, by gold score where there is one, else by reward."""
+    if not rows:
+        return None
+    by_gold = all(r.base_sampled[0].gold is not None and r.tuned_sampled[0].gold is not None for r in rows)
+    exchanges = []
+    for row in rows:
+        base, tuned = row.base_sampled[0], row.tuned_sampled[0]
+        gain = (tuned.gold or 0.0) - (base.gold or 0.0) if by_gold else tuned.reward - base.reward
+        exchanges.append(Exchange(prompt=row, base=base, tuned=tuned, gain=gain))
+    by_chance = sorted(exchanges, key=lambda e: content_hash(["report", e.prompt.prompt_id], 16))
+    gains = _varied(sorted((e for e in by_chance if e.gain > 0), key=lambda e: -e.gain), count)
+    losses = _varied(sorted((e for e in by_chance if e.gain < 0), key=lambda e: e.gain), count)
+    groups = (("Biggest gains", gains), ("Biggest losses", losses), ("Drawn at random", by_chance[:count]))
+    return Conversations(
+        measure="gold score" if by_gold else "reward",
+        better=sum(e.gain > 0 for e in exchanges),
+        same=sum(e.gain == 0 for e in exchanges),
+        worse=sum(e.gain < 0 for e in exchanges),
+        groups=tuple((title, tuple(members)) for title, members in groups if members),
+    )
+
+
+def _varied(ordered: Sequence[Exchange], count: int) -> list[Exchange]:
+    """The first of each kind in order, then, if too few, the next ones: many equal gains must not show one kind only."""
+    first_of_kind = list({e.prompt.kind: e for e in reversed(ordered)}.values())
+    chosen = sorted(first_of_kind, key=ordered.index)[:count]
+    rest = [e for e in ordered if e not in chosen]
+    return sorted(chosen + rest[: count - len(chosen)], key=ordered.index)
