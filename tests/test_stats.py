@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starling import stats
+from starling.errors import InputError
 
 
 def test_ratio_is_the_pooled_one() -> None:
@@ -84,3 +88,132 @@ def test_position_bias_by_hand() -> None:
     assert found.first_shares == (0.5, 0.5, 0.0)
     assert found.mean_ranks == (1.5, 2.0, 2.5)
     assert stats.position_bias([], []) is None
+
+
+def test_intervals_of_mean_ranks_by_hand() -> None:
+    shown = [("a", "b"), ("a", "b"), ("a", "b"), ("a", "b")]
+    ranked = [("a", "b"), ("a", "b"), ("a", "b"), ("b", "a")]
+    found = stats.position_bias(shown, ranked)
+    assert found is not None
+    # position 1 has ranks 1 1 1 2: mean 1.25, sd .5, standard error .25
+    assert found.mean_ranks == (1.25, 1.75)
+    assert found.rank_intervals[0] == pytest.approx((1.25 - 0.49, 1.25 + 0.49), abs=1e-4)
+    lonely = stats.position_bias(shown[:1], ranked[:1])
+    assert lonely is not None
+    assert lonely.rank_intervals[0] == (float("-inf"), float("inf"))
+
+
+# ── clustered means and paired differences ───────────────────────────────────────────────────────────────────────────
+
+
+def test_mean_weighs_values_not_clusters() -> None:
+    found = stats.bootstrap_mean([1, 1, 1, 5], ["p", "p", "p", "q"], resamples=500, seed=0)
+    assert (found.mean, found.n, found.clusters) == (2.0, 4, 2)
+    # the only possible resamples are pp, pq, qp and qq with means 1, 2, 2 and 5
+    assert (found.low, found.high) == (1.0, 5.0)
+
+
+def test_copies_within_a_cluster_add_no_certainty() -> None:
+    values = np.random.default_rng(1).normal(size=80)
+    once = stats.bootstrap_mean(values, list(range(80)), resamples=500, seed=3)
+    thrice = stats.bootstrap_mean(np.repeat(values, 3), [i for i in range(80) for _ in range(3)], resamples=500, seed=3)
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+    assert (thrice.n, thrice.clusters) == (240, 80)
+    alone = stats.bootstrap_mean(np.repeat(values, 3), list(range(240)), resamples=500, seed=3)
+    assert alone.high - alone.low < 0.75 * (once.high - once.low)
+
+
+def test_names_of_clusters_and_shift_of_values_do_not_matter() -> None:
+    values, clusters = [0.3, 0.1, 0.9, 0.4, 0.2], [1, 2, 1, 3, 2]
+    one = stats.bootstrap_mean(values, clusters, resamples=300, seed=1)
+    other = stats.bootstrap_mean([v + 10 for v in values], [f"prompt {c}" for c in clusters], resamples=300, seed=1)
+    assert (other.mean - 10, other.low - 10, other.high - 10) == pytest.approx((one.mean, one.low, one.high))
+
+
+def test_paired_difference_is_the_mean_of_differences_and_changes_sign() -> None:
+    a, b, prompts = [1.0, 0.5, 0.25, 1.0], [0.5, 0.5, 0.75, 0.0], ["x", "x", "y", "z"]
+    found = stats.paired_difference(a, b, prompts, resamples=400, seed=2)
+    assert found == stats.bootstrap_mean([0.5, 0.0, -0.5, 1.0], prompts, resamples=400, seed=2)
+    assert found.mean == 0.25
+    back = stats.paired_difference(b, a, prompts, resamples=400, seed=2)
+    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low))
+
+
+def test_pairing_removes_what_both_sides_share() -> None:
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(0, 5, 200)
+    found = stats.paired_difference(difficulty + 0.5, difficulty, list(range(200)), resamples=200, seed=0)
+    assert (found.low, found.high) == pytest.approx((0.5, 0.5))
+
+
+@pytest.mark.parametrize(("values", "clusters"), [([], []), ([1.0], []), ([float("nan")], ["a"]), ([[1.0]], ["a"])])
+def test_values_without_a_mean(values: list[float], clusters: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"clusters?|sums and counts"):
+        stats.bootstrap_mean(values, clusters, resamples=100, seed=0)
+
+
+def test_pairs_of_unequal_length() -> None:
+    with pytest.raises(ValueError, match="equally many"):
+        stats.paired_difference([1.0], [1.0, 2.0], ["a"], resamples=100, seed=0)
+
+
+# ── Bradley–Terry ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_models_by_hand() -> None:
+    # 3 wins to 1: odds 3, so the strengths differ by ln 3; a tie counts half to each.
+    assert stats.bradley_terry([[0, 3], [1, 0]]) == pytest.approx(np.array([np.log(3) / 2, -np.log(3) / 2]))
+    assert stats.bradley_terry([[0, 2.5], [0.5, 0]])[0] == pytest.approx(np.log(5) / 2)
+    assert stats.bradley_terry([[0.0]]) == pytest.approx(np.zeros(1))
+
+
+def test_strengths_are_recovered_from_expected_wins() -> None:
+    truth = np.array([1.2, 0.3, -0.5, -1.0])
+    wins = 100 / (1 + np.exp(truth[None, :] - truth[:, None]))
+    assert stats.bradley_terry(wins) == pytest.approx(truth, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_strengths_agree_with_a_general_optimiser(seed: int) -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    rng = np.random.default_rng(seed)
+    wins = rng.integers(0, 6, size=(6, 6)) + 0.5 * rng.integers(0, 2, size=(6, 6))
+    np.fill_diagonal(wins, 0)
+
+    def loss(strength: np.ndarray) -> float:
+        return float((wins * np.log1p(np.exp(strength[None, :] - strength[:, None]))).sum())
+
+    expected = optimize.minimize(loss, np.zeros(6), method="BFGS", options={"gtol": 1e-9}).x
+    assert stats.bradley_terry(wins) == pytest.approx(expected - expected.mean(), abs=1e-5)
+
+
+def test_lopsided_tables_still_converge() -> None:
+    wins = np.array([[0, 1e6, 3.0], [1e-3, 0, 1e6], [0, 1e-3, 0]])
+    strength = stats.bradley_terry(wins)
+    chance = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
+    assert ((wins + wins.T) * chance).sum(1) == pytest.approx(wins.sum(1), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wins", "loser"),
+    [
+        ([[0, 3], [0, 0]], r"none of \(b\) ever beat one of \(a\)"),
+        ([[0, 1, 0], [1, 0, 0], [0, 0, 0]], r"none of \(c\)"),
+        ([[0, 1, 1], [0, 0, 1], [0, 1, 0]], r"none of \(b, c\) ever beat one of \(a\)"),
+    ],
+    ids=["never lost", "never met", "two against one"],
+)
+def test_groups_that_cannot_be_compared_are_named(wins: list[list[int]], loser: str) -> None:
+    with pytest.raises(InputError, match=loser):
+        stats.bradley_terry(wins, ["a", "b", "c"][: len(wins)])
+
+
+@pytest.mark.parametrize("wins", [[1, 2], [[0, 1, 2], [1, 0, 2]], [[0, -1], [1, 0]], [[0, float("nan")], [1, 0]]])
+def test_tables_that_are_none(wins: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="square"):
+        stats.bradley_terry(wins)
+
+
+def test_statistics_need_no_scipy() -> None:
+    code = "import sys, starling.stats; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

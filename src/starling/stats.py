@@ -212,8 +212,6 @@ def bradley_terry(wins: ArrayLike, names: Sequence[str] = ()) -> NDArray[np.floa
     for _ in range(200):
         chance_MM = 1 / (1 + np.exp(strength_M[None, :] - strength_M[:, None]))
         gradient_M = won_M - (games_MM * chance_MM).sum(1)
-        if np.abs(gradient_M).max(initial=0.0) <= 1e-10 * max(won_M.sum(), 1.0):
-            break
         weight_MM = games_MM * chance_MM * chance_MM.T
         curvature_MM = np.diag(weight_MM.sum(1)) - weight_MM
         # Adding a constant to all strengths changes nothing; the matrix of ones takes that direction out.
@@ -223,6 +221,8 @@ def bradley_terry(wins: ArrayLike, names: Sequence[str] = ()) -> NDArray[np.floa
         while (trial := _log_likelihood(wins_MM, strength_M + scale * step_M)) < value - rounding and scale > 1e-9:
             scale /= 2
         strength_M, value = strength_M + scale * step_M, max(trial, value)
+        if np.abs(step_M).max() <= 1e-10:
+            break
     return strength_M - strength_M.mean() if len(strength_M) else strength_M
 
 
