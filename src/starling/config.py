@@ -323,6 +323,9 @@ class PublishSection(Section):
         default="apache-2.0", description="Licence on the cards; the judge's and the sources' terms still apply."
     )
     judge_terms: str = Field(default="", description="Terms of the judge model that bind users of the dataset.")
+    dataset: str = Field(default="", description="Hub id the dataset will have, e.g. me/my-nectar; the model cards name it.")
+    policy_base: str = Field(default="", description="Hub id of the model in policy.base, for the policy's card.")
+    reward_base: str = Field(default="", description="Hub id of the model in reward.backbone, for the reward model's card.")
 
 
 class Config(Section):
