@@ -117,11 +117,15 @@ def _print_table(rows: Iterable[dict[str, Any]]) -> None:
     if not rows:
         return
     numeric = {k for row in rows for k, v in row.items() if isinstance(v, int | float)}
-    listed = [{k: "" if v is None else f"{v:,}" if k in numeric else str(v) for k, v in row.items()} for row in rows]
+    listed = [{k: _cell(v) for k, v in row.items()} for row in rows]
     names = list(listed[0])
     width = {n: max(len(n), *(len(row[n]) for row in listed)) for n in names}
     for row in [dict(zip(names, names, strict=True)), {n: "─" * width[n] for n in names}, *listed]:
         print("  ".join(row[n].rjust(width[n]) if n in numeric else row[n].ljust(width[n]) for n in names).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
 def _stage_rows(states: Sequence[Status]) -> list[dict[str, Any]]:

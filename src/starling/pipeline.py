@@ -294,7 +294,8 @@ def needed(config: Config, until: str | None = None) -> tuple[Stage, ...]:
             wanted.add(name)
             open_names += inputs_of(BY_NAME[name], config)
     stages = tuple(stage for stage in STAGES if stage.name in wanted)
-    for stage in stages:
+    # A chain without prompts is told so first, and of its lack of a world last.
+    for stage in sorted(stages, key=lambda s: s.name == "world"):
         _require_sections(stage, config)
     return stages
 

@@ -63,7 +63,8 @@ def test_there_are_shipped_settings() -> None:
 
 
 def test_generated_pages_are_up_to_date() -> None:
-    result = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "docs/generate.py", "--check"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 

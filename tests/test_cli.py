@@ -1,0 +1,316 @@
+"""The command: what it prints where, exit codes, and the small commands that need no training."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from starling import cli, pipeline
+from starling.artifacts import open_artifact
+from starling.errors import TrainingError
+from starling.nectar import read_nectar
+
+MICRO = Path(__file__).parent / "e2e" / "micro.toml"
+
+
+def row(ranks: list[Any], prompt: str = "Hi") -> dict[str, Any]:
+    answers = [{"answer": f"answer {i}", "model": f"m{i}", "rank": r} for i, r in enumerate(ranks)]
+    text = f"\n\nHuman: {prompt}\n\nAssistant: "
+    return {"prompt": text, "answers": answers, "turns": 1, "source": ["s"], "good_natured": True}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """run("status", …) → (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        code = cli.call([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+# ── help, wrong use ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_commands_are_those_of_the_design(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    listed = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
+    assert listed == [
+        "run", "prompts", "respond", "rank", "dataset", "train-reward", "train-policy", "evaluate", "report", "publish",
+        "status", "plan", "chat", "score", "show", "doctor", "import", "config",
+    ]  # fmt: skip
+
+
+def test_no_setting_has_a_flag_of_its_own(run: Run) -> None:
+    allowed = {"--help", "--until", "--set", "--json", "--out", "--outcome", "--rows", "--greedy", "--seed"}
+    seen: set[str] = set()
+    for path in [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"]]:
+        _, out, _ = run(*path, "--help")
+        seen |= {word.strip(",") for word in out.split() if word.startswith("--")}
+    assert seen == allowed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dance"], "No such command 'dance'"),
+        (["run"], "Missing argument 'CONFIG'"),
+        (["run", "x.toml", "--learning-rate", "1"], "No such option"),
+        (["show", "x", "--rows", "-1"], "'--rows'"),
+    ],
+)
+def test_wrong_use_is_one_paragraph_and_exit_2(run: Run, arguments: list[str], said: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert "Where: the command line. What to do: see `starling" in err
+
+
+def test_a_defect_shows_the_traceback_and_how_to_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "status", lambda config: 1 / 0)
+    code, _, err = run("status", MICRO)
+    assert code == 1
+    assert "ZeroDivisionError" in err
+    assert "Please report it" in err
+
+
+def test_an_interrupt_says_that_the_run_can_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    code, _, err = run("run", MICRO)
+    assert code == 130
+    assert "goes on from here" in err
+
+
+def test_an_error_on_purpose_is_one_paragraph(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(*args: Any, **kwargs: Any) -> None:
+        raise TrainingError("The loss is not finite", where="step 3", cure="lower the rate")
+
+    monkeypatch.setattr(pipeline, "run", failed)
+    code, out, err = run("run", MICRO)
+    assert (code, out) == (1, "")
+    assert err == "The loss is not finite. Where: step 3. What to do: lower the rate.\n"
+
+
+def test_a_full_disk_is_one_paragraph(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr(pipeline, "run", full)
+    code, _, err = run("run", MICRO)
+    assert code == 1
+    assert err.startswith("The operating system refuses: No space left on device. Where: runs/x.")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -c 'from starling.cli import main; main()' config schema | head -1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stdout == "{\n"
+    assert result.stderr == ""
+
+
+# ── status, plan, config ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_status_as_table_and_json(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("status", MICRO, "--set", f"run.dir={tmp_path / 'r'}")
+    assert code == 0
+    assert out.splitlines()[0].split() == ["stage", "state", "rows", "seconds", "why"]
+    assert len(out.splitlines()) == 2 + len(pipeline.STAGES)
+    code, out, _ = run("status", MICRO, "--json", "--set", f"run.dir={tmp_path / 'r'}")
+    assert [(r["stage"], r["state"]) for r in json.loads(out)] == [(s.name, "missing") for s in pipeline.STAGES]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_counts_the_calls_by_hand(run: Run, tmp_path: Path) -> None:
+    """Two prompts of 4 characters, three models, one judge: 2 calls each; no split but train, so evaluation asks nobody."""
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hi 1"}\n{"prompt": "Hi 2"}\n', "utf-8")
+    source = f"prompts.sources=[{{type='file', path='{tmp_path / 'p.jsonl'}', name='mine'}}]"
+    none = ["--set", "prompts.validation_fraction=0.0", "--set", "prompts.test_fraction=0.0"]
+    code, out, err = run("plan", MICRO, "--json", "--set", f"run.dir={tmp_path / 'r'}", "--set", source, *none)
+    assert code == 0, err
+    calls = {(c["stage"], c["model"]): c for c in json.loads(out)["calls"]}
+    assert {k: c["calls"] for k, c in calls.items()} == {
+        ("responses", "base"): 2, ("responses", "clean"): 2, ("responses", "early"): 2, ("ranking", "judge"): 2,
+        ("evaluate", "judge"): 0,
+    }  # fmt: skip
+    assert calls["responses", "base"]["prompt_tokens"] == 2 * (4 // 4 + 1)
+    assert calls["responses", "base"]["completion_tokens"] == 2 * 12
+    assert calls["ranking", "judge"]["completion_tokens"] == 2 * 1024
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl"], "planning writes nothing"
+
+
+def test_config_check_names_what_it_is_enough_for(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'[run]\ndir = "{tmp_path}"\n[reward]\nbackbone = "x"\ndata = "y.parquet"\n', "utf-8")
+    assert run("config", "check", file)[1] == f"{file} is valid; enough for: reward\n"
+    file.write_text(f'[run]\ndir = "{tmp_path}"\n', "utf-8")
+    code, _, err = run("config", "check", file)
+    assert code == 2
+    assert "enough for no stage" in err
+
+
+def test_config_show_holds_every_default(run: Run) -> None:
+    shown = json.loads(run("config", "show", MICRO, "--set", "run.seed=7")[1])
+    assert shown["run"]["seed"] == 7
+    assert shown["policy"]["gamma"] == 1.0
+
+
+def test_config_schema_is_json_schema(run: Run) -> None:
+    schema = json.loads(run("config", "schema")[1])
+    assert schema["$defs"]["RewardSection"]["properties"]["epochs"]["description"]
+
+
+def test_doctor_knows_this_machine(run: Run) -> None:
+    code, out, _ = run("doctor", "--json")
+    found = {r["what"]: r for r in json.loads(out)}
+    assert code == 0
+    assert found["torch"]["state"] == "ok"
+    assert int(found["cores"]["found"]) >= 1
+
+
+# ── import, show ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_import_counts_what_it_mends_and_rejects(run: Run, tmp_path: Path) -> None:
+    rows = [row([1, 2, 3]), row([2.0, 1.0], "Ho"), row([1, 1], "tied")]
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("".join(json.dumps(r) + "\n" for r in rows))
+    out_dir = tmp_path / "taken" / "in"
+    code, out, err = run("import", "nectar", tmp_path / "a.jsonl.gz", "--out", out_dir, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["rows"] == 2
+    assert sum(n for k, n in found.items() if k.startswith("rejected/")) == 1
+    kept = read_nectar(out_dir / "rankings.parquet")
+    assert [a.model for a in kept[1].answers] == ["m1", "m0"]
+    assert [json.loads(line)["row"] for line in (out_dir / "rejected.jsonl").read_text("utf-8").splitlines()] == [3]
+    assert sorted(p.name for p in (tmp_path / "taken").iterdir()) == ["in"], "no scratch folder stays"
+    first = open_artifact(tmp_path / "taken", "in").fingerprint
+    code, out, err = run("import", "nectar", tmp_path / "a.jsonl.gz", "--out", out_dir)
+    assert code == 0, err
+    assert out.splitlines()[2].split() == ["rows", "2"]
+    assert open_artifact(tmp_path / "taken", "in").fingerprint == first
+
+
+def test_import_never_replaces_a_folder_of_the_user(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row([1, 2])) + "\n", "utf-8")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").write_text("precious", "utf-8")
+    code, _, err = run("import", "nectar", tmp_path / "a.jsonl", "--out", tmp_path / "mine")
+    assert code == 2
+    assert "is no import of Starling" in err
+    assert (tmp_path / "mine" / "x").read_text("utf-8") == "precious"
+
+
+def test_show_prints_lineage_rows_and_outcomes(run: Run, tmp_path: Path) -> None:
+    config = ["--set", f"run.dir={tmp_path / 'r'}"]
+    assert run("prompts", MICRO, *config)[0] == 0
+    code, out, _ = run("show", tmp_path / "r" / "prompts", "--rows", "2", "--json")
+    assert code == 0
+    shown = json.loads(out)
+    assert shown["stage"] == "prompts"
+    assert len(shown["sample"]) == 2
+    assert shown["sample"][0]["messages"][-1]["role"] == "user"
+    code, _, err = run("show", tmp_path / "r" / "prompts", "--outcome", "unparsed")
+    assert code == 2
+    assert "rows here have: no outcomes" in err
+    assert run("show", tmp_path / "r" / "ranking")[0] == 1
+
+
+# ── chat and score ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_chat_answers_each_line_and_forgets_at_an_empty_one(
+    run: Run, backbone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("name three animals\n\nname three animals\n"))
+    code, out, err = run("chat", backbone("llama"), "--greedy")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert len(lines) >= 2
+    assert out == out[: len(out) // 2] * 2, "the second conversation knows nothing of the first"
+
+
+def scored(monkeypatch: pytest.MonkeyPatch, run: Run, folder: Path, *rows: dict[str, Any] | bytes) -> tuple[int, list[Any], str]:
+    lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(lines))))
+    code, out, err = run("score", folder)
+    return code, [json.loads(line) for line in out.splitlines()], err
+
+
+@pytest.fixture(scope="module")
+def reward_model(backbone: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from starling.models.load import load_backbone_as_scalar, load_tokenizer, save_folder
+
+    folder = tmp_path_factory.mktemp("reward")
+    tokenizer = load_tokenizer(backbone("llama"))
+    save_folder(folder, load_backbone_as_scalar(backbone("llama"), 0, tokenizer), tokenizer)
+    return folder
+
+
+def test_score_reads_every_form_of_a_conversation(run: Run, reward_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [{"role": "user", "content": "name three animals"}]
+    code, found, err = scored(
+        monkeypatch, run, reward_model,
+        {"id": "a", "prompt": "name three animals", "response": "a cat"},
+        {"prompt": "\n\nHuman: name three animals\n\nAssistant: ", "response": "a cat"},
+        {"messages": turns, "response": "a cat"},
+        {"messages": [*turns, {"role": "assistant", "content": "a cat"}]},
+        {"messages": turns, "response": "a dog"},
+        {"messages": turns, "response": " "},
+    )  # fmt: skip
+    assert code == 0, err
+    assert found[0]["id"] == "a"
+    assert len({f["reward"] for f in found[:4]}) == 1
+    assert len({f["id"] for f in found[1:4]}) == 1
+    assert found[4]["reward"] != found[0]["reward"]
+    assert found[5]["reward"] is None
+    assert [f["outcome"] for f in found] == ["scored"] * 5 + ["empty"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json", b"[1]", b'{"prompt": "x"}', b'{"prompt": 3, "response": "y"}', b'{"messages": [], "response": "y"}', b"\xff"
+    ],
+)
+def test_score_names_the_line_it_cannot_read(run: Run, reward_model: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+    code, found, err = scored(monkeypatch, run, reward_model, {"prompt": "x", "response": "y"}, line)
+    assert (code, found) == (1, [])
+    assert "line 2 of the input" in err
+    assert err.count("\n") == 1
+
+
+def test_score_wants_a_reward_model(
+    run: Run, backbone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, _, err = scored(monkeypatch, run, backbone("llama"), {"prompt": "x", "response": "y"})
+    assert code == 1
+    assert "no reward head" in err
+    code, _, err = scored(monkeypatch, run, tmp_path, {"prompt": "x", "response": "y"})
+    assert code == 1
+    assert "There is no model here" in err
+
+
+def test_the_installed_command_is_this_one() -> None:
+    script = Path(sys.executable).parent / "starling"
+    result = subprocess.run([script, "doctor"], capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "80"})
+    assert result.returncode == 0
+    assert "starling" in result.stdout
