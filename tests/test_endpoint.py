@@ -414,6 +414,19 @@ def test_a_server_that_died_stops_the_run(
     assert all(server.seen[str(i)] == 1 for i in range(5))
 
 
+def test_failures_between_answers_do_not_stop_the_run(
+    server: Server, journal: Journal, no_waiting: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DEAD_AFTER", 3)
+
+    async def flaky(text: str, times: int) -> web.StreamResponse:
+        return await server.echo(text, times) if int(text) % 3 == 0 else web.Response(status=503)
+
+    server.answer = flaky
+    replies = http(server, journal, in_flight=1, attempts=1).complete_all([ask(str(i)) for i in range(12)])
+    assert [r.finish is Finish.error for r in replies] == [i % 3 != 0 for i in range(12)]
+
+
 def test_many_wrong_requests_do_not_stop_a_server_that_answers(
     server: Server, journal: Journal, no_waiting: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,7 +208,7 @@ def test_groups_that_cannot_be_compared_are_named(wins: list[list[int]], loser: 
         stats.bradley_terry(wins, ["a", "b", "c"][: len(wins)])
 
 
-@pytest.mark.parametrize("wins", [[1, 2], [[0, 1, 2], [1, 0, 2]], [[0, -1], [1, 0]], [[0, float("nan")], [1, 0]]])
+@pytest.mark.parametrize("wins", [[], [1, 2], [[0, 1, 2], [1, 0, 2]], [[0, -1], [1, 0]], [[0, float("nan")], [1, 0]]])
 def test_tables_that_are_none(wins: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="square"):
         stats.bradley_terry(wins)

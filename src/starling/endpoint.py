@@ -4,8 +4,8 @@ Every endpoint keeps law 1: a call is announced in the journal before it leaves,
 is parsed, and an answered request is never asked again. Replies are always parsed from the journal's text, fresh or old,
 so a resumed run sees what an undisturbed one saw.
 
-`HttpEndpoint` speaks the OpenAI chat-completions format through aiohttp: at 256 calls in flight it costs a sixth of the
-openai client's CPU time, and connection pools of httpx scale badly. Retries are ours alone, one journal row per attempt.
+`HttpEndpoint` speaks the OpenAI chat-completions format through aiohttp, because the CPU time of httpx's connection pool, on
+which the openai client rests, grows with the square of the calls in flight. Retries are ours alone, one journal row each.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ class _Calls:
         count = min(len(pending), self._settings.in_flight + self._settings.in_flight // 4 + 8)
         self._writer = _Writer(self._journal)
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._settings.in_flight), headers=headers, cookie_jar=aiohttp.DummyCookieJar(),
+            connector=aiohttp.TCPConnector(limit=0), headers=headers, cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s),
         )  # fmt: skip
         feed = iter(pending)
@@ -322,8 +322,6 @@ class _Calls:
             failed = reply.finish is Finish.error
             self._failed += failed
             self._progress.advance(self._copies[request.key], f"{self._failed} failed" if failed else "")
-            if self._stopped.is_set():
-                return
 
     def _stop(self, error: StarlingError) -> None:
         """No further calls; those in flight are finished and written."""

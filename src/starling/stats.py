@@ -202,7 +202,13 @@ def bradley_terry(wins: ArrayLike, names: Sequence[str] = ()) -> NDArray[np.floa
             (Ford 1957). Names the group.
     """
     wins_MM = np.array(wins, dtype=np.float64)
-    if wins_MM.ndim != 2 or wins_MM.shape[0] != wins_MM.shape[1] or not np.isfinite(wins_MM).all() or (wins_MM < 0).any():
+    if (
+        wins_MM.ndim != 2
+        or not wins_MM.size
+        or wins_MM.shape[0] != wins_MM.shape[1]
+        or not np.isfinite(wins_MM).all()
+        or (wins_MM < 0).any()
+    ):
         raise ValueError(f"wins must be a square matrix of finite counts, not {wins_MM.shape}")
     np.fill_diagonal(wins_MM, 0.0)
     _check_connected(wins_MM, names or [str(i) for i in range(len(wins_MM))])
