@@ -20,6 +20,10 @@ from torch import nn
 from starling.errors import InputError
 
 
+def _no_warning(*_: Any) -> None:
+    return None
+
+
 class ScalarHead(nn.Module):
     """A reward model or a critic.
 
@@ -40,6 +44,8 @@ class ScalarHead(nn.Module):
             )
         self.model = model
         self.is_decoder: bool = isinstance(getattr(model, "score", None), nn.Linear)
+        if self.is_decoder:  # some classes warn about padding without a mask; `_hidden` says why none is needed
+            getattr(model, model.base_model_prefix).warn_if_padding_and_no_attention_mask = _no_warning
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
         """`rewards`, so that wrappers of modules (DDP, FSDP) see the pass."""
