@@ -204,9 +204,12 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSection(Section):
+    type: Literal["adamw", "muon"] = Field(
+        default="adamw", description="AdamW (Starling), or Muon for the layers' matrices with AdamW for the rest."
+    )
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="AdamW betas (Starling reward model: 0.9, 0.999).")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW decoupled weight decay.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     warmup_fraction: float = Field(default=0.05, ge=0, le=1, description="Share of steps with a rising rate (Starling: 5 %).")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="After the warm-up (Starling: constant)."

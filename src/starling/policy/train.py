@@ -152,14 +152,12 @@ class _Tuner:
         self.work = work
         per_iteration = settings.epochs * settings.minibatches
         tuned = max(1, settings.iterations - settings.critic_warmup)
-        self.policy_optimizer, self.policy_schedule = make_optimizer(
-            models.policy.parameters(), settings.optimizer, tuned * per_iteration
-        )
+        self.policy_optimizer, self.policy_schedule = make_optimizer(models.policy, settings.optimizer, tuned * per_iteration)
         critic_rules = settings.optimizer.model_copy(
             update={"learning_rate": settings.critic_learning_rate, "schedule": "constant"}
         )
         self.critic_optimizer, self.critic_schedule = make_optimizer(
-            models.critic.parameters(), critic_rules, settings.iterations * per_iteration
+            models.critic, critic_rules, settings.iterations * per_iteration
         )
         stats = models.reward.statistics
         self.reward_mean, self.reward_std = stats["mean"], max(stats["std"], 1e-6)

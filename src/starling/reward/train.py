@@ -172,7 +172,7 @@ class _Trainer:
         self.work = work
         self.loss = LOSSES[settings.loss]
         self.plan = plan.steps(len(rankings), settings.rankings_per_step, settings.epochs, seed)
-        self.optimizer, self.scheduler = make_optimizer(head.parameters(), settings.optimizer, len(self.plan))
+        self.optimizer, self.scheduler = make_optimizer(head, settings.optimizer, len(self.plan))
         # where the files lie does not change the weights; what is in them does
         chosen = settings.model_dump(mode="json", exclude={"backbone", "data"})
         self.key = content_hash([chosen, seed, _digest(rankings), _digest(held_out)])
