@@ -163,6 +163,29 @@ def test_replies_come_in_order_and_only_once(server: Server, journal: Journal) -
     assert journal.usage(purpose="test").attempts == 3
 
 
+def test_a_call_is_in_the_journal_before_it_leaves_and_its_reply_before_it_is_parsed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [ask(str(i)) for i in range(30)]
+    left, parsed = [], []
+    real_parse = module.parse_reply
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        left.append(other.request(requests[int(text)].key) is not None)
+        return await server.echo(text, times)
+
+    def parse(body: str, call_id: str) -> Reply | None:
+        stored = other.get(call_id)
+        parsed.append(stored is not None and stored.body == body)
+        return real_parse(body, call_id)
+
+    server.answer = answer
+    monkeypatch.setattr(module, "parse_reply", parse)
+    with Journal(tmp_path / "j") as journal, Journal(tmp_path / "j") as other:  # what another process would see
+        http(server, journal).complete_all(requests)
+    assert left == parsed == [True] * 30
+
+
 def test_what_is_sent(server: Server, journal: Journal) -> None:
     sampling = Sampling(temperature=0.2, top_p=0.9, max_tokens=7, stop=("\n",))
     endpoint = http(server, journal, sampling=sampling.model_dump())
@@ -355,6 +378,7 @@ def test_a_stored_body_that_is_no_reply_is_asked_again(server: Server, journal: 
     journal.intend(request.key, 1, request.as_dict())
     journal.put(request.key, 1, StoredReply(status=200, body="<html>"))
     assert endpoint.complete_all([request])[0].text == "re a"
+    assert server.seen == {"a": 1}
 
 
 def test_the_newer_name_of_the_limit(server: Server, journal: Journal, no_waiting: list[float]) -> None:
