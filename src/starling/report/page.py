@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from starling.judge.verdict import LETTERS
+from starling.records import Outcome
 from starling.report import figures
 from starling.report.gather import Gathered, JudgeTables
 
-LETTERS = "ABCDEFGHIJKL"
+FAILURES = frozenset({o.value for o in Outcome if o is not Outcome.ranked} | {"error", "refusal", "response_error"})
+"""Outcomes shown in the warning colour: calls that gave nothing. What was merged or left out on purpose is not one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ def render(run: Gathered) -> str:
         kind_figure=kind_figure(run.evaluation),
         settings=toml(run.settings),
         setting=lambda path: look_up(run.settings, path),
+        failures=FAILURES,
     )
 
 

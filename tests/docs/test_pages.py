@@ -1,0 +1,69 @@
+"""The hand-written pages say what the code does: their examples are run, their tables are compared with the source."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from starling import nectar
+from starling.judge import verdict
+from starling.judge.rubric import STARLING, build_prompt, read_prompt
+from starling.records import Message, Outcome
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, language: str = "text") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)\n```", page(name), flags=re.DOTALL)
+
+
+def test_the_judge_prompt_shown_is_the_one_that_is_sent() -> None:
+    shown = blocks("judge.md")[0]
+    material = read_prompt((Message(role="user", content=shown),))
+    assert material.answers == ("A cat.", "A cat, a dog and a cow.")
+    sent = build_prompt(STARLING, material.messages, material.answers, material.pairs, "9f3c2a7be1d04c58")
+    assert sent[-1].content == shown
+
+
+def test_the_reply_shown_parses() -> None:
+    found = verdict.parse(blocks("judge.md")[1], 2)
+    assert found == verdict.Verdict(ranking=(1, 0), good_natured=True, pairs=((1, 0, 1),))
+
+
+def test_every_failure_and_outcome_is_explained() -> None:
+    text = page("judge.md")
+    reasons = set(re.findall(r'Failure\("([^"]+)"', Path(verdict.__file__).read_text(encoding="utf-8")))
+    assert len(reasons) > 5
+    assert set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)) == reasons | {o.value for o in Outcome}
+
+
+def test_every_reason_of_the_import_is_explained() -> None:
+    named = set(re.findall(r"`(\w+)`", page("data.md")))
+    reasons = set(re.findall(r'_Refused\("(\w+)"', Path(nectar.__file__).read_text(encoding="utf-8")))
+    assert len(reasons) > 10
+    assert reasons <= named
+    assert {"answers_sorted", "ranks_renumbered", "turns_recounted", "model_unknown", "source_unknown"} <= named
+
+
+def test_the_columns_are_those_that_are_written(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    nectar.write_nectar(tmp_path / "rows.parquet", [])
+    table = page("data.md").split("## Splits")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == pq.read_schema(tmp_path / "rows.parquet").names
+
+
+@pytest.mark.parametrize(("name", "loss"), [("plackett_luce", "0.3604"), ("bradley_terry", "0.2512")])
+def test_the_worked_example_of_the_losses(name: str, loss: str) -> None:
+    import torch
+
+    from starling.losses.ranking import LOSSES
+
+    assert f"**{loss}**" in page("losses.md")
+    assert float(LOSSES[name](torch.tensor([[2.0, 1.0, 0.0]])).loss) == pytest.approx(float(loss), abs=5e-5)
