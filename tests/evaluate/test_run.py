@@ -54,7 +54,7 @@ def prompts() -> list[Prompt]:
 def speaker(name: str, flawed: float, journal: Journal) -> Endpoint:
     def answer(request: Request) -> str | Reply:
         if name == "broken" and len(request.messages[-1].content) % 2:
-            return Reply(text="", finish=Finish.error, call_id=request.key, error="down", prompt_tokens=None, completion_tokens=None)
+            return Reply(text="", finish=Finish.error, call_id=request.key, error="down")
         return world.draw_reply(world.task(request.messages), random.Random(request.key), flawed_share=flawed)
 
     return ScriptedEndpoint(ModelRef(provider="scripted", name=name), answer, journal)

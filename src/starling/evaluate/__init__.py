@@ -94,13 +94,7 @@ def run(
     Raises:
         InputError: no prompt of the split.
     """
-    held_out = [p for p in prompts if p.split == settings.split]
-    if not held_out:
-        raise InputError(
-            f"There is no prompt of the split '{settings.split}' to evaluate on",
-            where="evaluate.split",
-            cure=f"raise prompts.{settings.split}_fraction or evaluate on another split",
-        )
+    held_out = _held_out(prompts, settings.split)
     answers, left_out = _pool_answers(held_out, pool, progress) if world else (_ranked_answers(rankings), Counter[str]())
     drawn = _draw_both(held_out, base, tuned, settings, sampling, seed=seed, batch=batch, progress=progress)
     scored_answers, rows = _score_all(
@@ -144,6 +138,17 @@ def summary(metrics: dict[str, Any], *, seconds: float, algorithm: str) -> dict[
 
 
 # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _held_out(prompts: Sequence[Prompt], split: str) -> list[Prompt]:
+    found = [p for p in prompts if p.split == split]
+    if not found:
+        raise InputError(
+            f"There is no prompt of the split '{split}' to evaluate on",
+            where="evaluate.split",
+            cure=f"raise prompts.{split}_fraction or evaluate on another split",
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
