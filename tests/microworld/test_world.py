@@ -18,7 +18,7 @@ def ask(*turns: str) -> Messages:
     ("conversation", "reply", "score"),
     [
         (ask("What is 3 + 4?"), "3 + 4 = 7.", 1.0),
-        (ask("What is 3 + 4?"), "3 + 4 = 8.", 0.2),
+        (ask("What is 3 + 4?"), "3 + 4 = 34.", 0.2),
         (ask("What is 3 + 4?"), "The sum is 7. The sum is 7.", 0.8),  # one sentence too many and repeated: brevity 0
         (ask("What is 3 + 4?"), "3 + 4 = 7", 0.0),  # ends in mid-sentence
         (ask("Which is larger, 3 or 8?"), "8 is larger.", 1.0),
