@@ -33,7 +33,7 @@ quickstart: setup
 
 # Two workers with one torch thread each: faster than one worker with two threads on these small models.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
