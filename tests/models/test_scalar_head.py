@@ -161,10 +161,29 @@ def test_scores_do_not_depend_on_order_or_batches(backbone: Callable[..., Path],
 
 
 def test_passes_of_similar_length() -> None:
-    lengths = [3, 50, 48, 2, 47, 49, 50, 50, 46, 45, 3, 44, 2, 10]
+    lengths = [30, 500, 480, 20, 300, 290, 30]
     passes = similar_lengths(lengths)
     assert sorted(i for p in passes for i in p) == list(range(len(lengths)))
-    assert [lengths[i] for i in passes[0]] == [50, 50, 50, 49, 48, 47, 46, 45, 44]
-    assert [lengths[i] for i in passes[1]] == [10, 3, 3, 2, 2]  # fewer than eight rows are not split further
-    assert all(len(p) * lengths[p[0]] <= 100 for p in similar_lengths(lengths, 100))
+    # 300 is shorter than 0.8 · 500, but two rows of 500 are fewer than 1,024 tokens: it joins; with it there are enough
+    assert [[lengths[i] for i in p] for p in passes] == [[500, 480, 300], [290, 30, 30, 20]]
+    assert all(len(p) * lengths[p[0]] <= 600 for p in similar_lengths(lengths, 600))
     assert similar_lengths([500], 100) == [[0]]
+
+
+def test_equal_rows_are_computed_once_and_share_their_gradient(backbone: Callable[..., Path], tmp_path: Path) -> None:
+    head = saved(backbone, "llama", tmp_path)
+    encoder = Encoder(load_tokenizer(tmp_path), 128)
+    a, b = encoder.conversations([((Message(role="user", content="hello"),), t, True) for t in ("a cat", "a dog and a cow")])
+    seen: list[int] = []
+    original = head.rewards
+    head.rewards = lambda *tensors: (seen.append(len(tensors[0])), original(*tensors))[1]  # type: ignore[method-assign]
+    weight = head.model.score.weight
+    together = torch.autograd.grad(
+        (score_rows(head, [a, b, a, a], encoder.pad_id) * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum(), weight
+    )[0]
+    assert sum(seen) == 2
+    alone = sum(
+        torch.autograd.grad(factor * score_rows(head, [row], encoder.pad_id).sum(), weight)[0]
+        for row, factor in ((a, 1.0), (b, 2.0), (a, 3.0), (a, 4.0))
+    )
+    assert torch.allclose(together, alone, atol=1e-4)

@@ -17,8 +17,8 @@ from starling.models.scalar_head import ScalarHead
 from starling.progress import SILENT, Progress
 from starling.records import Messages
 
-_FEWEST_ROWS = 8
-"""A pass of fewer rows is not worth starting to save padding."""
+_FEWEST_TOKENS = 1024
+"""A pass of fewer tokens is not worth ending to save padding: small passes leave the matrix kernels idle."""
 _SHORTEST = 0.8
 """A row shorter than this share of the longest one of its pass starts a new pass."""
 
@@ -30,7 +30,7 @@ def similar_lengths(lengths: Sequence[int], batch_tokens: int | None = None) -> 
         batch = batches[-1] if batches else []
         width = lengths[batch[0]] if batch else 0
         full = batch_tokens is not None and (len(batch) + 1) * width > batch_tokens
-        if not batch or full or (len(batch) >= _FEWEST_ROWS and lengths[i] < _SHORTEST * width):
+        if not batch or full or (len(batch) * width >= _FEWEST_TOKENS and lengths[i] < _SHORTEST * width):
             batches.append([i])
         else:
             batch.append(i)
@@ -38,15 +38,21 @@ def similar_lengths(lengths: Sequence[int], batch_tokens: int | None = None) -> 
 
 
 def score_rows(head: ScalarHead, rows: Sequence[Encoded], pad_id: int, batch_tokens: int | None = None) -> torch.Tensor:
-    """scores_N in fp32, in the order given; gradients flow if they are on."""
+    """scores_N in fp32, in the order given; gradients flow if they are on.
+
+    Rows with the same ids are computed once: models of one pool often give the same answer, and it has the same score.
+    """
     device = next(head.parameters()).device
-    passes = similar_lengths([len(r.ids) for r in rows], batch_tokens)
+    place: dict[tuple[int, ...], int] = {}
+    where_N = torch.tensor([place.setdefault(r.ids, len(place)) for r in rows], device=device)
+    unique = [Encoded(ids, 0) for ids in place]
+    passes = similar_lengths([len(r.ids) for r in unique], batch_tokens)
     parts = []
     for batch in passes:
-        padded = pad_right([rows[i] for i in batch], pad_id).to(device)
+        padded = pad_right([unique[i] for i in batch], pad_id).to(device)
         parts.append(head.rewards(padded.ids_BT, padded.mask_BT, padded.last_B))
-    order_N = torch.tensor([i for batch in passes for i in batch], device=device)
-    return torch.cat(parts)[order_N.argsort()]
+    order_U = torch.tensor([i for batch in passes for i in batch], device=device)
+    return torch.cat(parts)[order_U.argsort()][where_N]
 
 
 def score_conversations(
