@@ -56,7 +56,7 @@ def test_experience_puts_the_score_on_the_last_token_and_the_kl_on_all(
     models = tuning._load(backbone("llama"), reward_folder)
     rules = settings(gae_lambda=1.0, gamma=1.0)
     rollouts = sample_rollouts(models.policy, models.encoder, PROMPTS[:5], rules.sampling, 8, stream="x", seed=0)
-    scores = score_rollouts(models.reward, models.reward_encoder, rollouts, 2)
+    scores = score_rollouts(models.reward, models.reward_encoder, rollouts)
     with torch.no_grad():  # the reference is another model, so that there is a KL
         for p in models.reference.parameters():
             p.mul_(0.9)
@@ -79,7 +79,7 @@ def test_the_reward_model_sees_whether_a_reply_is_finished(backbone: Callable[..
     models = tuning._load(backbone("llama"), reward_folder)
     encoded = models.encoder.completion(PROMPTS[0].messages, "a cat")
     rows = [Rollout(prompt=PROMPTS[0], encoded=encoded, text="a cat", finished=f) for f in (True, False)]
-    done, cut = score_rollouts(models.reward, models.reward_encoder, rows, 8).tolist()
+    done, cut = score_rollouts(models.reward, models.reward_encoder, rows).tolist()
     assert done != cut
 
 

@@ -60,8 +60,11 @@ class Padded:
         return Padded(*(t.to(device, non_blocking=True) for t in (self.ids_BT, self.mask_BT, self.reply_mask_BT, self.last_B)))
 
     def rows(self, index: torch.Tensor) -> Padded:
-        """Some of the rows, at the same width."""
-        return Padded(*(t[index] for t in (self.ids_BT, self.mask_BT, self.reply_mask_BT, self.last_B)))
+        """Some of the rows, cut to the longest of them."""
+        width = int(self.last_B[index].max()) + 1
+        return Padded(
+            self.ids_BT[index, :width], self.mask_BT[index, :width], self.reply_mask_BT[index, :width], self.last_B[index]
+        )
 
 
 def pad_right(rows: Sequence[Encoded], pad_id: int) -> Padded:

@@ -26,6 +26,7 @@ from starling.models.encode import Encoded, Encoder, Padded, pad_right
 from starling.models.logprobs import token_logprobs
 from starling.models.sample import Sampler, row_seed
 from starling.models.scalar_head import ScalarHead
+from starling.models.score import score_rows, similar_lengths
 from starling.records import Prompt, Sampling
 
 
@@ -56,13 +57,18 @@ class Experience:
     metrics: dict[str, float]
 
     def rows(self, index: Tensor) -> Experience:
-        """The experience of some rollouts."""
+        """The experience of some rollouts, cut to the longest of them."""
         padded = self.padded.rows(index)
-        tensors = {
-            k: getattr(self, k)[index]
-            for k in ("mask_BT", "logprobs_BT", "reference_BT", "values_BT", "advantages_BT", "returns_BT")
-        }
+        width = padded.ids_BT.shape[1]
+        tensors = {name: getattr(self, name)[index, : width - 1] for name in _PER_TOKEN}
         return Experience(padded=padded, metrics={}, **tensors)
+
+    def lengths(self, index: Tensor) -> list[int]:
+        """Tokens of prompt and reply of some rollouts."""
+        return [int(n) + 1 for n in self.padded.last_B[index]]
+
+
+_PER_TOKEN = ("mask_BT", "logprobs_BT", "reference_BT", "values_BT", "advantages_BT", "returns_BT")
 
 
 def choose_prompts(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
@@ -108,14 +114,9 @@ def shape_rewards(scores_B: Tensor, finished_B: Tensor, settings: PolicySection,
 
 
 @torch.no_grad()
-def score_rollouts(reward: ScalarHead, encoder: Encoder, rollouts: Sequence[Rollout], batch: int) -> Tensor:
+def score_rollouts(reward: ScalarHead, encoder: Encoder, rollouts: Sequence[Rollout]) -> Tensor:
     """Raw reward of each rollout, scores_B. Texts are encoded anew with the reward model's own template."""
-    scores = []
-    for start in range(0, len(rollouts), batch):
-        rows = [encoder.conversation(r.prompt.messages, r.text, finished=r.finished) for r in rollouts[start : start + batch]]
-        padded = pad_right(rows, encoder.pad_id).to(next(reward.parameters()).device)
-        scores.append(reward.rewards(padded.ids_BT, padded.mask_BT, padded.last_B).float())
-    return torch.cat(scores)
+    return score_rows(reward, encoder.conversations([(r.prompt.messages, r.text, r.finished) for r in rollouts]), encoder.pad_id)
 
 
 @torch.no_grad()
@@ -134,9 +135,14 @@ def make_experience(
     """Log-probabilities, values, shaped rewards and advantages of one iteration's rollouts."""
     padded = pad_right([r.encoded for r in rollouts], pad_id).to(policy.device)
     mask_BT = padded.reply_mask_BT[:, 1:]
-    logprobs_BT, _ = token_logprobs(policy, padded, mask_BT)
-    reference_BT, _ = token_logprobs(reference, padded, mask_BT)
-    values_BT = torch.where(mask_BT, critic.values(padded.ids_BT, padded.mask_BT)[:, :-1].float(), 0.0)
+    logprobs_BT, reference_BT, values_BT = (torch.zeros(mask_BT.shape, device=policy.device) for _ in range(3))
+    for batch in similar_lengths([len(r.encoded.ids) for r in rollouts]):
+        rows = torch.tensor(batch, device=policy.device)
+        part = padded.rows(rows)
+        here_BT, width = part.reply_mask_BT[:, 1:], part.ids_BT.shape[1] - 1
+        logprobs_BT[rows, :width] = token_logprobs(policy, part, here_BT)[0]
+        reference_BT[rows, :width] = token_logprobs(reference, part, here_BT)[0]
+        values_BT[rows, :width] = torch.where(here_BT, critic.values(part.ids_BT, part.mask_BT)[:, :-1], 0.0)
     finished_B = torch.tensor([r.finished for r in rollouts], device=scores_B.device)
     shaped_B = shape_rewards(scores_B, finished_B, settings, reward_mean, reward_std)
     rewards_BT = torch.where(mask_BT, -settings.kl * kl_k1(logprobs_BT, reference_BT), 0.0)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from torch import Tensor
 
 from starling.config import APA, PPO, PolicySection
 from starling.errors import InputError, TrainingError
-from starling.losses.masked import LossOutputs, center_and_scale, masked_sum
+from starling.losses.masked import LossOutputs, center_and_scale, masked_mean, masked_sum
 from starling.losses.policy import apa, clipped_value_loss, ppo
 from starling.models.encode import Encoder
 from starling.models.load import load_causal, load_scalar, load_tokenizer, longest_input, save_folder
 from starling.models.logprobs import token_logprobs
 from starling.models.scalar_head import ScalarHead
+from starling.models.score import similar_lengths
 from starling.policy.rollout import Experience, Rollout, choose_prompts, make_experience, sample_rollouts, score_rollouts
 from starling.progress import SILENT, Progress
 from starling.records import Prompt
@@ -191,7 +192,7 @@ class _Tuner:
     def iterate(self, prompts: Sequence[Prompt], iteration: int) -> dict[str, float]:
         """Sample, score, update; returns the iteration's metrics."""
         rollouts = self._sample(prompts, f"iteration {iteration}", self.settings.sampling.temperature)
-        scores_B = score_rollouts(self.models.reward, self.models.reward_encoder, rollouts, self.settings.sample_batch)
+        scores_B = score_rollouts(self.models.reward, self.models.reward_encoder, rollouts)
         experience = make_experience(
             rollouts,
             scores_B,
@@ -203,72 +204,89 @@ class _Tuner:
             reward_mean=self.reward_mean,
             reward_std=self.reward_std,
         )
+        if self.settings.algorithm.whiten:
+            experience = replace(experience, advantages_BT=center_and_scale(experience.advantages_BT, experience.mask_BT))
         update_policy = iteration > self.settings.critic_warmup
         totals: dict[str, float] = {}
         generator = torch.Generator().manual_seed((self.seed << 20) + iteration)
-        count = 0
+        updates = self.settings.epochs * self.settings.minibatches
         for _ in range(self.settings.epochs):
             order = torch.randperm(len(rollouts), generator=generator)
-            for index in order.chunk(self.settings.minibatches):
-                for key, value in self._update(experience.rows(index), update_policy, rollouts, iteration).items():
-                    totals[key] = totals.get(key, 0.0) + value
-                count += 1
-        return experience.metrics | {k: v / count for k, v in totals.items()}
+            for index in order.tensor_split(self.settings.minibatches):
+                for key, value in self._update(experience, index, update_policy, rollouts, iteration).items():
+                    totals[key] = totals.get(key, 0.0) + value / updates
+        return experience.metrics | totals
 
     def _sample(self, prompts: Sequence[Prompt], stream: str, temperature: float) -> list[Rollout]:
         sampling = self.settings.sampling.model_copy(update={"temperature": temperature})
         m = self.models
         return sample_rollouts(m.policy, m.encoder, prompts, sampling, self.settings.sample_batch, stream=stream, seed=self.seed)
 
-    def _update(self, batch: Experience, update_policy: bool, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
-        """One optimiser step of the critic and, after the warm-up, of the policy."""
-        tokens = batch.mask_BT.sum()
-        values_BT = self.models.critic.values(batch.padded.ids_BT, batch.padded.mask_BT)[:, :-1]
-        value_loss = clipped_value_loss(
-            values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, clip=self.settings.value_clip, normaliser=tokens
-        )
-        metrics = {"value_loss": float(value_loss.detach())}
-        self._step(value_loss, self.models.critic, self.critic_optimizer, self.critic_schedule, rollouts, iteration)
-        if update_policy:
-            outputs = self._policy_loss(batch, tokens)
-            metrics["policy_loss"] = float(outputs.loss.detach())
-            metrics |= {k: float(v) for k, v in outputs.metrics.items()}
-            self._step(outputs.loss, self.models.policy, self.policy_optimizer, self.policy_schedule, rollouts, iteration)
-        return metrics
+    def _update(
+        self, experience: Experience, index: Tensor, update_policy: bool, rollouts: Sequence[Rollout], iteration: int
+    ) -> dict[str, float]:
+        """One optimiser step of the critic and, after the warm-up, of the policy, over the rollouts in `index`.
 
-    def _policy_loss(self, batch: Experience, tokens: Tensor) -> LossOutputs:
+        Rollouts of like length share a pass; losses are divided by the tokens of the whole step, so passes add up.
+        """
+        tokens = int(experience.mask_BT[index].sum())
+        sums: dict[str, float] = {}
+        for rows in similar_lengths(experience.lengths(index)):
+            batch = experience.rows(index[rows])
+            share = float(batch.mask_BT.sum()) / tokens
+            values_BT = self.models.critic.values(batch.padded.ids_BT, batch.padded.mask_BT)[:, :-1]
+            value_loss = clipped_value_loss(
+                values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, clip=self.settings.value_clip, normaliser=tokens
+            )
+            found = {"value_loss": float(value_loss.detach())}
+            loss = value_loss
+            if update_policy:
+                outputs = self._policy_loss(batch, tokens)
+                found["policy_loss"] = float(outputs.loss.detach())
+                found |= {k: share * float(v) for k, v in outputs.metrics.items()}
+                loss = loss + outputs.loss
+            if not math.isfinite(float(loss.detach())):
+                self._refuse(rollouts, iteration, float(loss.detach()))
+            torch.autograd.backward(loss)
+            for key, value in found.items():
+                sums[key] = sums.get(key, 0.0) + value
+        self._step(self.models.critic, self.critic_optimizer, self.critic_schedule)
+        if update_policy:
+            self._step(self.models.policy, self.policy_optimizer, self.policy_schedule)
+        return sums
+
+    def _policy_loss(self, batch: Experience, tokens: int) -> LossOutputs:
         """The algorithm's objective, chosen by the type of its settings."""
         algorithm = self.settings.algorithm
-        advantages_BT = center_and_scale(batch.advantages_BT, batch.mask_BT) if algorithm.whiten else batch.advantages_BT
         wants_entropy = isinstance(algorithm, PPO) and algorithm.entropy > 0
         logprobs_BT, entropy_BT = token_logprobs(self.models.policy, batch.padded, batch.mask_BT, entropy=wants_entropy)
         if isinstance(algorithm, APA):
             anchor_BT = batch.logprobs_BT if algorithm.anchor == "rollout" else batch.reference_BT
-            return apa(logprobs_BT, anchor_BT, advantages_BT, batch.mask_BT, lam=algorithm.lam, normaliser=tokens)
-        outputs = ppo(logprobs_BT, batch.logprobs_BT, advantages_BT, batch.mask_BT, clip=algorithm.clip, normaliser=tokens)
+            return apa(logprobs_BT, anchor_BT, batch.advantages_BT, batch.mask_BT, lam=algorithm.lam, normaliser=tokens)
+        outputs = ppo(logprobs_BT, batch.logprobs_BT, batch.advantages_BT, batch.mask_BT, clip=algorithm.clip, normaliser=tokens)
         if entropy_BT is None:
             return outputs
         bonus = masked_sum(entropy_BT, batch.mask_BT) / tokens
-        return LossOutputs(loss=outputs.loss - algorithm.entropy * bonus, metrics={**outputs.metrics, "entropy": bonus.detach()})
+        entropy = masked_mean(entropy_BT.detach(), batch.mask_BT)
+        return LossOutputs(loss=outputs.loss - algorithm.entropy * bonus, metrics={**outputs.metrics, "entropy": entropy})
 
-    def _step(
-        self, loss: Tensor, module: torch.nn.Module, optimizer: Any, schedule: Any, rollouts: Sequence[Rollout], iteration: int
-    ) -> None:
-        if not math.isfinite(float(loss.detach())):
-            saved = self.work / f"non-finite-iteration-{iteration}.jsonl"
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps({"prompt_id": r.prompt.id, "text": r.text, "finished": r.finished}) for r in rollouts]
-            saved.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            raise TrainingError(
-                f"The loss of iteration {iteration} is {float(loss.detach())}",
-                where=f"policy stage; its rollouts are in {saved}",
-                cure="lower policy.optimizer.learning_rate or raise policy.kl; the last checkpoint is untouched",
-            )
-        optimizer.zero_grad()
-        loss.backward()
+    def _refuse(self, rollouts: Sequence[Rollout], iteration: int, loss: float) -> None:
+        """Keep what the loss was computed from, and stop."""
+        saved = self.work / f"non-finite-iteration-{iteration}.jsonl"
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"prompt_id": r.prompt.id, "text": r.text, "finished": r.finished}) for r in rollouts]
+        saved.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        raise TrainingError(
+            f"The loss of iteration {iteration} is {loss}",
+            where=f"policy stage; its rollouts are in {saved}",
+            cure="lower policy.optimizer.learning_rate or raise policy.kl; the last checkpoint is untouched",
+        )
+
+    def _step(self, module: torch.nn.Module, optimizer: Any, schedule: Any) -> None:
         torch.nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.max_grad_norm)
         optimizer.step()
         schedule.step()
+        optimizer.zero_grad()
 
     # ── the curve ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -280,7 +298,7 @@ class _Tuner:
             rows = self._sample(chosen, f"evaluation {iteration}", temperature)
             if not rows:
                 continue
-            scores_B = score_rollouts(self.models.reward, self.models.reward_encoder, rows, self.settings.sample_batch)
+            scores_B = score_rollouts(self.models.reward, self.models.reward_encoder, rows)
             numbers[f"{name}/score"] = float(scores_B.mean())
             numbers[f"{name}/length"] = sum(len(r.encoded.ids) - r.encoded.prompt_length for r in rows) / len(rows)
             numbers[f"{name}/finished"] = sum(r.finished for r in rows) / len(rows)
