@@ -181,6 +181,7 @@ def test_a_call_is_in_the_journal_before_it_leaves_and_its_reply_before_it_is_pa
 
     server.answer = answer
     monkeypatch.setattr(module, "parse_reply", parse)
+    monkeypatch.setattr(module, "COMMIT_S", 0.1)  # so slow that whoever does not wait for it is found out
     with Journal(tmp_path / "j") as journal, Journal(tmp_path / "j") as other:  # what another process would see
         http(server, journal).complete_all(requests)
     assert left == parsed == [True] * 30
