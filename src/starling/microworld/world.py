@@ -147,9 +147,11 @@ def _sums() -> Iterator[Task]:
 
 def _larger() -> Iterator[Task]:
     asks = ("Which is larger, {} or {}?", "Is {} or {} the larger number?", "What is more, {} or {}?",
-            "Pick the larger of {} and {}.", "Between {} and {}, which is more?")  # fmt: skip
-    for a in range(1, 11):
-        for b in range(1, 11):
+            "Pick the larger of {} and {}.", "Between {} and {}, which is more?",
+            "Tell me which is larger, {} or {}.", "Of {} and {}, which is larger?",
+            "Compare {} and {}.")  # fmt: skip
+    for a in range(1, 9):
+        for b in range(1, 9):
             if a == b:
                 continue
             big, small = max(a, b), min(a, b)
@@ -231,9 +233,12 @@ def _lists() -> Iterator[Task]:
 
 
 def _two_lists() -> Iterator[Task]:
-    asks = ("Name {} {} and {} {}.", "Give me {} {} and {} {}.", "I need {} {} and also {} {}.", "List {} {}, then {} {}.")
-    for first, members in CATEGORIES.items():
-        for second, others in CATEGORIES.items():
+    asks = ("Name {} {} and {} {}.", "Give me {} {} and {} {}.", "I need {} {} and also {} {}.", "List {} {}, then {} {}.",
+            "Tell me {} {} and {} {}.", "Please name {} {} and {} {}.", "Write down {} {} and {} {}.", "Show me {} {} and {} {}.",
+            "Find {} {} and {} {}.", "Suggest {} {} and {} {}.")  # fmt: skip
+    chosen = dict(list(CATEGORIES.items())[:4])
+    for first, members in chosen.items():
+        for second, others in chosen.items():
             if first == second:
                 continue
             for n, m in ((2, 2), (2, 3), (3, 2), (3, 3)):
