@@ -234,14 +234,20 @@ def test_seconds_add_up_over_processes(settings: Callable[..., Config], did: lis
     key = next(s.key for s in pipeline.status(config) if s.stage == "prompts")
     (config.run.dir / ".work").mkdir(parents=True)
     (config.run.dir / ".work" / f"prompts-{key}.seconds").write_text("1000.5", "utf-8")
+    (config.run.dir / ".work" / "prompts-otherkey.seconds").write_text("77", "utf-8")
     pipeline.run(config, "prompts")
     assert 1000.5 <= open_artifact(config.run.dir, "prompts").seconds < 1100
     assert not (config.run.dir / ".work").exists()
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException, checkpoint: str | None = None) -> None:
+    """Make a stage fail half-way, having asked for its scratch folder and perhaps having written a checkpoint there."""
+
     def work(job: Job) -> None:
         (job.draft.path / "half.txt").write_text("half", "utf-8")
+        scratch = job.scratch
+        if checkpoint is not None:
+            (scratch / checkpoint).write_text("state", "utf-8")
         raise error
 
     found = tuple(dataclasses.replace(s, run=work) if s.name == stage else s for s in pipeline.STAGES)
@@ -261,6 +267,19 @@ def test_a_failing_stage_leaves_everything_as_it_was(
         pipeline.run(settings("reward.epochs=2"))
     assert listing(config.run.dir) == before
     assert set(states(config).values()) == {"done"}
+
+
+def test_a_failing_stage_keeps_its_checkpoints_until_it_is_done(settings: Callable[..., Config], did: list[str]) -> None:
+    config = settings()
+    with pytest.MonkeyPatch.context() as patch:
+        failing(patch, "reward", TrainingError("x", where="y", cure="z"), checkpoint="step-3")
+        with pytest.raises(TrainingError):
+            pipeline.run(config)
+    kept = [p.relative_to(config.run.dir).as_posix() for p in (config.run.dir / ".work").rglob("*") if p.is_file()]
+    key = next(s.key for s in pipeline.status(config) if s.stage == "reward")
+    assert f".work/reward-{key}/step-3" in kept
+    pipeline.run(config)
+    assert not (config.run.dir / ".work").exists()
 
 
 def test_a_first_stage_that_fails_leaves_no_directory(

@@ -372,6 +372,8 @@ def run(
         _finish(config, wanted)
         for name in wanted:
             drop_work(config.run.dir, name)
+            for file in (config.run.dir / WORK_FOLDER).glob(f"{name}-*"):  # seconds of attempts with other settings
+                file.unlink()
         return [s for s in status(config) if s.stage in wanted]
 
 
