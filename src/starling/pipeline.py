@@ -369,9 +369,10 @@ def run(
             if name == "report":  # the report reads both
                 _finish(config, wanted)
             _do(BY_NAME[name], config, here, endpoints, progress)
+            drop_work(config.run.dir, name)
         _finish(config, wanted)
         for name in wanted:
-            drop_work(config.run.dir, name)
+            drop_work(config.run.dir, name)  # of stages that were killed just after they were done
             for file in (config.run.dir / WORK_FOLDER).glob(f"{name}-*"):  # seconds of attempts with other settings
                 file.unlink()
         return [s for s in status(config) if s.stage in wanted]
