@@ -129,13 +129,13 @@ class MicroworldSection(Section):
     layers: int = Field(default=4, gt=0, description="Layers of the base model.")
     heads: int = Field(default=4, gt=0, description="Attention heads.")
     vocab: int = Field(default=1024, ge=300, description="Entries of the byte-level BPE tokenizer.")
-    steps: int = Field(default=320, gt=0, description="Optimiser steps of the base model.")
+    steps: int = Field(default=300, gt=0, description="Optimiser steps of the base model.")
     batch: int = Field(default=96, gt=0, description="Examples per step.")
     learning_rate: float = Field(default=2e-2, gt=0, description="Peak of Muon's cosine schedule; AdamW has 0.3 of it (measured).")
     flawed_share: float = Field(
         default=0.6, ge=0, le=1, description="Share of training examples with the systematic flaw of their kind."
     )
-    tune_steps: int = Field(default=40, ge=0, description="Further steps for the `clean` and `flawed` speakers.")
+    tune_steps: int = Field(default=30, ge=0, description="Further steps for the `clean` and `flawed` speakers.")
 
 
 # ── stage 1–4: data ──────────────────────────────────────────────────────────────────────────────────────────────────
