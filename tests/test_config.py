@@ -111,7 +111,7 @@ BAD = [
     ("in_flight=3", "did you mean 'models.<name>.in_flight'?"),
     ("models.b.in_flght=1", "did you mean 'in_flight'?"),
     ("models.b.sampling.temperture=1", "'models.b.sampling.temperture'; did you mean 'temperature'?"),
-    ("publish.zzz=1", "(known: judge_terms, license)"),
+    ("dataset.zzz=1", "(known: min_answers)"),
     ('prompts.sources=[{type="file", pth="x", name="n"}]', "'prompts.sources.0.pth'; did you mean 'path'?"),
     ('policy.algorithm={type="ppo", lam=1}', "it does not go with type 'ppo' (known: clip,"),
     ("models.b.type=opnai", "'opnai' is no type of 'models.b'; did you mean 'openai'?"),

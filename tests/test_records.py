@@ -173,5 +173,6 @@ def test_enumerations_are_plain_strings_in_json() -> None:
 
 
 def test_every_record_explains_itself() -> None:
-    for cls in Record.__subclasses__():
-        assert cls.__doc__
+    classes = [cls for cls in Record.__subclasses__() if cls.__module__ == "starling.records"]
+    assert len(classes) > 8
+    assert all(cls.__doc__ for cls in classes)

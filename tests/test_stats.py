@@ -164,6 +164,7 @@ def test_two_models_by_hand() -> None:
     # 3 wins to 1: odds 3, so the strengths differ by ln 3; a tie counts half to each.
     assert stats.bradley_terry([[0, 3], [1, 0]]) == pytest.approx(np.array([np.log(3) / 2, -np.log(3) / 2]))
     assert stats.bradley_terry([[0, 2.5], [0.5, 0]])[0] == pytest.approx(np.log(5) / 2)
+    assert stats.bradley_terry([[7, 3], [1, 9]])[0] == pytest.approx(np.log(3) / 2)  # against itself: says nothing
     assert stats.bradley_terry([[0.0]]) == pytest.approx(np.zeros(1))
 
 
@@ -198,10 +199,11 @@ def test_lopsided_tables_still_converge() -> None:
     ("wins", "loser"),
     [
         ([[0, 3], [0, 0]], r"none of \(b\) ever beat one of \(a\)"),
+        ([[0, 0], [3, 0]], r"none of \(a\) ever beat one of \(b\)"),
         ([[0, 1, 0], [1, 0, 0], [0, 0, 0]], r"none of \(c\)"),
         ([[0, 1, 1], [0, 0, 1], [0, 1, 0]], r"none of \(b, c\) ever beat one of \(a\)"),
     ],
-    ids=["never lost", "never met", "two against one"],
+    ids=["never lost", "never won", "never met", "two against one"],
 )
 def test_groups_that_cannot_be_compared_are_named(wins: list[list[int]], loser: str) -> None:
     with pytest.raises(InputError, match=loser):

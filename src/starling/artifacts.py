@@ -256,7 +256,8 @@ def new_artifact(run_dir: Path, stage: str, *, key: str, inputs: dict[str, str],
         yield draft
         about = {"stage": stage, "key": key, "inputs": inputs, "config": config}
         content = _content(about, draft)
-        manifest = content | {"fingerprint": content_hash(content, 32), "seconds": round(draft.seconds or time.monotonic() - began, 3)}
+        seconds = round(draft.seconds or time.monotonic() - began, 3)
+        manifest = content | {"fingerprint": content_hash(content, 32), "seconds": seconds}
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
         _sync(temporary)

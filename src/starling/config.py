@@ -131,7 +131,9 @@ class MicroworldSection(Section):
     vocab: int = Field(default=1024, ge=300, description="Entries of the byte-level BPE tokenizer.")
     steps: int = Field(default=300, gt=0, description="Optimiser steps of the base model.")
     batch: int = Field(default=96, gt=0, description="Examples per step.")
-    learning_rate: float = Field(default=2e-2, gt=0, description="Peak of Muon's cosine schedule; AdamW has 0.3 of it (measured).")
+    learning_rate: float = Field(
+        default=2e-2, gt=0, description="Peak of Muon's cosine schedule; AdamW has 0.3 of it (measured)."
+    )
     flawed_share: float = Field(
         default=0.6, ge=0, le=1, description="Share of training examples with the systematic flaw of their kind."
     )

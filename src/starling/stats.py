@@ -210,7 +210,6 @@ def bradley_terry(wins: ArrayLike, names: Sequence[str] = ()) -> NDArray[np.floa
         or (wins_MM < 0).any()
     ):
         raise ValueError(f"wins must be a square matrix of finite counts, not {wins_MM.shape}")
-    np.fill_diagonal(wins_MM, 0.0)
     _check_connected(wins_MM, names or [str(i) for i in range(len(wins_MM))])
     games_MM, won_M = wins_MM + wins_MM.T, wins_MM.sum(1)
     strength_M = np.zeros(len(wins_MM))
