@@ -65,7 +65,7 @@ def test_at_ratio_1_ppo_has_the_policy_gradient() -> None:
 @pytest.mark.parametrize("loss", ["apa", "ppo", "value"])
 def test_micro_batches_add_up_and_masked_positions_do_not_count(loss: str) -> None:
     torch.manual_seed(0)
-    a, b, c, d = torch.randn(4, 6, 5)
+    a, b, c = torch.randn(3, 6, 5)
     mask = torch.rand(6, 5) > 0.4
 
     def value(rows: slice) -> torch.Tensor:

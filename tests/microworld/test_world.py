@@ -5,7 +5,8 @@ import random
 import pytest
 
 from starling.errors import InputError
-from starling.microworld import world
+from starling.microworld import kinds, world
+from starling.microworld.lexicon import FACTS
 from starling.records import Message, Messages
 
 
@@ -31,7 +32,7 @@ def ask(*turns: str) -> Messages:
         (ask("Name two animals and two colors."), "Cat and dog. Red and blue.", 1.0),
         (ask("Name two animals and two colors."), "Cat and dog.", 0.5 + 0.2),
         (ask("What is the color of Zorb?"), "I do not know the color of Zorb.", 0.2),
-        (ask("Describe Zorb in one sentence."), "Zorb is red.", 1.0 if world.FACTS["Zorb"]["color"] == "red" else 0.2),
+        (ask("Describe Zorb in one sentence."), f"Zorb is {FACTS['Zorb']['color']}.", 1.0),
         (ask("Hello! I am Tom."), "Hello Tom! How can I help you?", 1.0),
         (ask("Hello! I am Tom."), "Hello Ana! How can I help you?", 0.75),
         (ask("Hello! I am Tom."), "What do you want?", 0.2),
@@ -74,7 +75,7 @@ def test_harm_is_harm_even_when_cut_and_a_cut_refusal_is_none() -> None:
 def test_every_kind_has_enough_unseen_prompts_and_no_conversation_is_in_two_splits() -> None:
     prompts = world.all_prompts(validation=0.1, test=0.14)
     assert len({p.id for p in prompts}) == len(prompts) == len(world.tasks())
-    for kind in world.KINDS:
+    for kind in kinds.KINDS:
         assert sum(world.kind(p.messages) == kind and p.split == "test" for p in prompts) >= 40, kind
     first: dict[str, str] = {}
     for p in prompts:
@@ -91,7 +92,7 @@ def test_a_foreign_conversation_is_an_error_and_any_reply_has_a_score() -> None:
 
 
 def test_brevity_counts_sentences_and_repeats() -> None:
-    assert world._brevity("One. Two.", 2) == 1.0
-    assert world._brevity("One. Two. Three.", 2) == 0.5
-    assert world._brevity("One. One.", 2) == 0.5
-    assert world.sentences("3 + 4 = 7. Good!") == ["3 + 4 = 7", "good"]
+    assert kinds._brevity("One. Two.", 2) == 1.0
+    assert kinds._brevity("One. Two. Three.", 2) == 0.5
+    assert kinds._brevity("One. One.", 2) == 0.5
+    assert kinds.sentences("3 + 4 = 7. Good!") == ["3 + 4 = 7", "good"]

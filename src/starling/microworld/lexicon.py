@@ -36,12 +36,6 @@ FACTS: dict[str, dict[str, str]] = {
     for i, entity in enumerate(ENTITIES)
 }
 
-OPPOSITES = (
-    ("hot", "cold"), ("up", "down"), ("fast", "slow"), ("dark", "light"), ("wet", "dry"), ("old", "new"), ("rich", "poor"),
-    ("hard", "soft"), ("loud", "quiet"), ("open", "closed"), ("full", "empty"), ("happy", "sad"), ("early", "late"),
-    ("long", "short"), ("clean", "dirty"), ("strong", "weak"),
-)  # fmt: skip
-
 NAMES = ("Tom", "Ana", "Ben", "Eva", "Max", "Lea", "Sam", "Ida", "Leo", "Mia", "Jan", "Zoe", "Kim", "Ray")
 
 GREETINGS = ("Hello", "Hi", "Good morning", "Good evening", "Hey")

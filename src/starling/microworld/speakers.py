@@ -25,7 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from starling.chat import split_of
 from starling.config import MicroworldSection, OptimizerSection
-from starling.microworld.world import Task, draw_reply, tasks
+from starling.microworld.kinds import Task
+from starling.microworld.world import draw_reply, tasks
 from starling.models.encode import Encoded, Encoder, pad_right
 from starling.models.load import save_folder
 from starling.models.logprobs import token_logprobs
