@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import starling
 from starling import cli, pipeline
 from starling.artifacts import open_artifact
 from starling.errors import TrainingError
@@ -314,3 +315,10 @@ def test_the_installed_command_is_this_one() -> None:
     result = subprocess.run([script, "doctor"], capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "80"})
     assert result.returncode == 0
     assert "starling" in result.stdout
+
+
+def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["--version"]) == 0
+    assert capsys.readouterr().out == f"starling {starling.__version__}\n"
+    assert call([]) == 2
+    assert "Usage: starling [OPTIONS] COMMAND [ARGS]...\n" in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_no_verdict_is_not_a_tie() -> None:
 
 def test_a_score_or_a_reason() -> None:
     assert Score(id="a", reward=0.0, outcome="scored").reward == 0.0
-    for reward, outcome in ((None, "scored"), (0.0, "too_long")):
+    for reward, outcome in ((None, "scored"), (0.0, "empty")):
         with pytest.raises(ValidationError, match="exactly when"):
             Score.model_validate({"id": "a", "reward": reward, "outcome": outcome})
 

@@ -45,6 +45,23 @@ STAGE_COMMANDS = {
 """Command → stage; the world stage runs where another one needs it."""
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from starling import __version__
+
+        print(f"starling {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Align a language model with AI feedback."""
+
+
 def main() -> None:
     """Entry point of the command."""
     sys.exit(call(sys.argv[1:]))
@@ -70,6 +87,9 @@ def call(arguments: Sequence[str]) -> int:
         said = getattr(error, "format_message", None)
         if said is None:
             return _report_defect()
+        if type(error).__name__ == "NoArgsIsHelpError":  # a command group without a command: its help, as it is laid out
+            _complain(said())
+            return 2
         # typer's own complaints about the command line; it exports no class for them
         command = getattr(getattr(error, "ctx", None), "command_path", "starling")
         text = " ".join(said().split()).rstrip(".")

@@ -182,8 +182,9 @@ def _policy(job: Job) -> None:
     from starling.policy import train
 
     job.prepare_torch()
+    asked = job.prompts("train")
     metrics = train.train(
-        job.prompts("train"),
+        asked,
         job.prompts("validation"),
         base=job.model_folder(job.config.policy.base),
         reward=job.path("reward"),
@@ -194,6 +195,7 @@ def _policy(job: Job) -> None:
         progress=job.progress,
         monitor=_gold_of if is_world(job.config) else None,
     )
+    job.draft.rows = len(asked)
     job.draft.metrics.update(metrics)
 
 
@@ -228,6 +230,7 @@ def _evaluate(job: Job) -> None:
         batch=config.policy.sample_batch,
         budget_tokens=config.reward.micro_tokens,
     )
+    job.draft.rows = metrics["prompts"]
     job.draft.metrics.update(metrics)
 
 

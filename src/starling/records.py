@@ -221,7 +221,7 @@ class Score(Record):
 
     id: str
     reward: float | None
-    outcome: Literal["scored", "too_long", "empty"]
+    outcome: Literal["scored", "empty"]
 
     @model_validator(mode="after")
     def _scored_iff_number(self) -> Score:
