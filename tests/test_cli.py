@@ -318,7 +318,7 @@ def test_the_installed_command_is_this_one() -> None:
 
 
 def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(["--version"]) == 0
+    assert cli.call(["--version"]) == 0
     assert capsys.readouterr().out == f"starling {starling.__version__}\n"
-    assert call([]) == 2
+    assert cli.call([]) == 2
     assert "Usage: starling [OPTIONS] COMMAND [ARGS]...\n" in capsys.readouterr().err
