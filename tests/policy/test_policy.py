@@ -98,6 +98,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
     metrics = run("whole")
     assert metrics["count"] == 4
+    assert metrics["prompts/too_long"] == 0
     real = tuning._Tuner.iterate
 
     def dies(self: tuning._Tuner, prompts: list[Prompt], iteration: int) -> dict[str, float]:
@@ -135,6 +136,14 @@ def test_what_cannot_work_is_refused(backbone: Callable[..., Path], reward_folde
     save_folder(bare, load_backbone_as_scalar(backbone("llama"), 0), load_tokenizer(backbone("llama")))
     with pytest.raises(InputError, match="no score statistics"):
         tuning.train(PROMPTS, [], base=backbone("llama"), reward=bare, **common)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="No prompt leaves room"):
+        tuning.train(
+            PROMPTS,
+            [],
+            base=backbone("llama"),
+            reward=reward_folder,
+            **{**common, "settings": settings(sampling=Sampling(max_tokens=127))},
+        )  # type: ignore[arg-type]
     with pytest.raises(InputError, match="does not exist"):
         tuning.train(PROMPTS, [], base=tmp_path / "none", reward=reward_folder, **common)  # type: ignore[arg-type]
     assert not (tmp_path / "o").exists()
@@ -157,3 +166,16 @@ def test_a_step_does_not_depend_on_how_it_is_split_into_passes(
         # Adam's first steps turn gradients near 0 into full steps of lr 1e-2: compare to a small share of that
         assert torch.allclose(value, one_by_one[name], atol=1e-4), name
     assert metrics_a == pytest.approx(metrics_b, abs=1e-4)
+
+
+def test_prompts_without_room_for_a_reply_are_left_out_and_counted(
+    backbone: Callable[..., Path], reward_folder: Path, tmp_path: Path
+) -> None:
+    long = Prompt.make((Message(role="user", content="animals " * 200),), ("test",))
+    metrics = tuning.train(
+        [*PROMPTS, long], [*PROMPTS[:2], long], base=backbone("llama"), reward=reward_folder, out=tmp_path / "out",
+        work=tmp_path / "work", settings=settings(iterations=1, critic_warmup=0), seed=0,
+        monitor=lambda prompts, texts, finished: {"count": float(len(texts))},
+    )  # fmt: skip
+    assert metrics["prompts/too_long"] == 1
+    assert metrics["count"] == 2

@@ -12,8 +12,7 @@ V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -212,13 +211,3 @@ def cut_at(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text up to the first stop string, and whether one was found."""
     found = [i for i in (text.find(s) for s in stop) if i >= 0]
     return (text[: min(found)], True) if found else (text, False)
-
-
-@contextmanager
-def evaluation(model: Any) -> Iterator[None]:
-    """Run a block with the model in evaluation mode and without gradients."""
-    was = model.training
-    model.eval()
-    with torch.inference_mode():
-        yield
-    model.train(was)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -81,12 +82,9 @@ def choose_prompts(prompts: Sequence[Prompt], count: int, iteration: int, seed: 
     return chosen
 
 
-def _epoch_order(n: int, epoch: int, seed: int, _memo: dict[tuple[int, int, int], list[int]] = {}) -> list[int]:  # noqa: B006
-    key = (n, epoch, seed)
-    if key not in _memo:
-        _memo.clear()
-        _memo[key] = random.Random(f"{seed}/prompts/{epoch}").sample(range(n), n)
-    return _memo[key]
+@lru_cache(maxsize=2)
+def _epoch_order(n: int, epoch: int, seed: int) -> list[int]:
+    return random.Random(f"{seed}/prompts/{epoch}").sample(range(n), n)
 
 
 def sample_rollouts(

@@ -86,6 +86,8 @@ def train(
     if not prompts:
         raise InputError("There are no prompts to tune the policy on", where="policy stage", cure="check the prompts stage")
     models = _load(base, reward)
+    prompts, too_long = _fitting(prompts, models.encoder, settings)
+    validation, _ = _fitting(validation, models.encoder, settings)
     tuner = _Tuner(models, settings, seed, work)
     done, log = tuner.resume()
     progress.start(f"tuning the policy ({settings.algorithm.type})", settings.iterations)
@@ -106,7 +108,26 @@ def train(
     progress.finish()
     save_folder(out, models.policy, models.encoder.tokenizer)
     (out / "log.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in log), encoding="utf-8")
-    return {k.removeprefix("eval/"): v for k, v in log[-1].items() if k.startswith("eval/")}
+    return {"prompts/too_long": float(too_long)} | {
+        k.removeprefix("eval/"): v for k, v in log[-1].items() if k.startswith("eval/")
+    }
+
+
+def _fitting(prompts: Sequence[Prompt], encoder: Encoder, settings: PolicySection) -> tuple[list[Prompt], int]:
+    """The prompts that leave room for a whole reply, and how many do not.
+
+    Raises:
+        InputError: there were prompts and none fits.
+    """
+    room = encoder.max_length - settings.sampling.max_tokens
+    kept = [p for p in prompts if len(encoder.prompt_ids(p.messages)) <= room]
+    if prompts and not kept:
+        raise InputError(
+            f"No prompt leaves room for a reply: the models hold {encoder.max_length} tokens",
+            where=f"policy.sampling.max_tokens = {settings.sampling.max_tokens}",
+            cure="lower it, or use models with more positions",
+        )
+    return kept, len(prompts) - len(kept)
 
 
 def _load(base: Path, reward: Path) -> _Models:
