@@ -52,14 +52,14 @@ def test_the_commands_are_those_of_the_design(run: Run) -> None:
     listed = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
         "run", "prompts", "respond", "rank", "dataset", "train-reward", "train-policy", "evaluate", "report", "publish",
-        "status", "plan", "chat", "score", "show", "doctor", "import", "config",
+        "status", "plan", "chat", "score", "show", "doctor", "import", "audit", "config",
     ]  # fmt: skip
 
 
 def test_no_setting_has_a_flag_of_its_own(run: Run) -> None:
-    allowed = {"--help", "--until", "--set", "--json", "--out", "--outcome", "--rows", "--greedy", "--seed"}
+    allowed = {"--help", "--until", "--set", "--json", "--out", "--outcome", "--rows", "--greedy", "--seed", "--html"}
     seen: set[str] = set()
-    for path in [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"]]:
+    for path in [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"], ["audit", "run"]]:
         _, out, _ = run(*path, "--help")
         seen |= {word.strip(",") for word in out.split() if word.startswith("--")}
     assert seen == allowed

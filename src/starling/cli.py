@@ -18,6 +18,7 @@ import typer
 from starling.errors import ConfigError, StarlingError, UsageError
 
 if TYPE_CHECKING:
+    from starling.audit import Audit
     from starling.config import Config
     from starling.lineage import Status
 
@@ -25,6 +26,7 @@ OPTIONS: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "n
 app = typer.Typer(name="starling", help="Align a language model with AI feedback.", pretty_exceptions_enable=False, **OPTIONS)
 config_app = typer.Typer(name="config", help="Settings: check a file, show it resolved, list all settings.", **OPTIONS)
 import_app = typer.Typer(name="import", help="Take in datasets that others made.", **OPTIONS)
+audit_app = typer.Typer(name="audit", help="Measure a judge's bias and consistency on what it has said.", **OPTIONS)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings file in TOML.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")]
@@ -269,6 +271,55 @@ def import_nectar(
     _print_json(found) if as_json else _print_table([{"what": k, "count": v} for k, v in found.items()])
 
 
+# ── the judge ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HtmlFile = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page with figures, too.")]
+
+
+@audit_app.command("replies")
+def audit_replies(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Saved replies: .parquet, .jsonl or .jsonl.gz.")],
+    html: HtmlFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Audit saved replies, each parsed anew: `answers` in the order shown, `rating_text`, optional `ranking_order`."""
+    from starling import audit
+
+    _audited(audit.measure(audit.from_replies(file)), file.name, html, as_json)
+
+
+@audit_app.command("run")
+def audit_run(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG_OR_RUNDIR", help="Settings file, or a run directory.")],
+    html: HtmlFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Audit the judge of a run on its finished ranking."""
+    from starling import audit
+
+    folder = audit.run_folder(path)
+    _audited(audit.measure(audit.from_run(folder)), folder.resolve().name, html, as_json)
+
+
+def _audited(found: Audit, name: str, html: Path | None, as_json: bool) -> None:
+    from starling import audit
+
+    if html is not None:
+        from starling.report import audit_page
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(audit_page.render(found.as_json(), audit.SHARES, name), encoding="utf-8")
+    if as_json:
+        _print_json(found.as_json())
+        return
+    for rows in (audit.position_rows(found), audit.share_rows(found)):
+        if rows:
+            _print_table(rows)
+            print()
+    for line in audit.lines(found):
+        print(line)
+
+
 # ── using what was made ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -382,4 +433,5 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 app.add_typer(import_app)
+app.add_typer(audit_app)
 app.add_typer(config_app)

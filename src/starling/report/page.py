@@ -164,7 +164,8 @@ def lead(run: Gathered) -> str:
     return " ".join(said)
 
 
-def _mark(css: str, low: float, mean: float, high: float) -> tuple[str, float, float, float]:
+def mark(css: str, low: float, mean: float, high: float) -> tuple[str, float, float, float]:
+    """A mark on a card's track, shares in per cent; see `Card.marks`."""
     return css, *(round(100 * min(max(x, 0.0), 1.0), 2) for x in (low, mean, high))  # type: ignore[return-value]
 
 
@@ -185,7 +186,7 @@ def cards(evaluation: Mapping[str, Any]) -> list[Card]:
                     before=number(gold["base"][mean]),
                     change=f"{signed(gold['difference'][change]['mean'])} ({interval(gold['difference'][change]['ci'])})",
                     verdict=verdict(gold["difference"][change]),
-                    marks=tuple(_mark(s, gold[s][ci][0], gold[s][mean], gold[s][ci][1]) for s in ("base", "tuned")),
+                    marks=tuple(mark(s, gold[s][ci][0], gold[s][mean], gold[s][ci][1]) for s in ("base", "tuned")),
                 )
             )
     reward, duel, length = evaluation.get("reward", {}), evaluation.get("head_to_head", {}), evaluation.get("length")
@@ -196,7 +197,7 @@ def cards(evaluation: Mapping[str, Any]) -> list[Card]:
                 value=percent(reward["pair_accuracy"]),
                 change=f"95\u202f% interval {percents(reward['ci'])}",
                 note=f"of {count(reward['pairs'])} pairs of answers that differ; chance is 50\u202f%",
-                marks=(_mark("tuned", reward["ci"][0], reward["pair_accuracy"], reward["ci"][1]), _mark("chance", 0.5, 0.5, 0.5)),
+                marks=(mark("tuned", reward["ci"][0], reward["pair_accuracy"], reward["ci"][1]), mark("chance", 0.5, 0.5, 0.5)),
             )
         )
     if duel.get("win_rate") is not None:
@@ -206,7 +207,7 @@ def cards(evaluation: Mapping[str, Any]) -> list[Card]:
                 value=percent(duel["win_rate"]),
                 change=f"95\u202f% interval {percents(duel['ci'])}",
                 note=f"{duel['prompts']} prompts, both orders; {duel['ties']} ties count half",
-                marks=(_mark("tuned", duel["ci"][0], duel["win_rate"], duel["ci"][1]), _mark("chance", 0.5, 0.5, 0.5)),
+                marks=(mark("tuned", duel["ci"][0], duel["win_rate"], duel["ci"][1]), mark("chance", 0.5, 0.5, 0.5)),
             )
         )
     if length:

@@ -1,0 +1,476 @@
+"""How far a judge can be trusted, measured on what it has said: position, its own pair verdicts, cycles, length.
+
+Source: the figures that the authors of Nectar gave for their judge (first places by position, consistency of released
+replies), Friedman's test for the ranks, Kendall and Babington Smith's ζ for circular triads, Copeland's order for "follows the
+wins". Departures: every figure comes with an interval; figures over pairs resample prompts, since the pairs of one reply are
+not independent; replies that are no ranking are outcomes with a count, and nothing is repaired.
+
+Two ways in, one measurement. `from_replies` reads saved replies (jsonl, jsonl.gz or parquet; answers in the order shown) and
+parses each anew in the grammar nectar-public; `from_run` reads the judgments of a finished ranking. Both give a `Call` each,
+one at a time, so a file of any length fits into memory; `measure` is a pure function of them.
+
+That the answers were shuffled is taken for granted: otherwise a good answer at A looks like a bias for A.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from starling.artifacts import open_artifact
+from starling.config import load_config
+from starling.errors import ArtifactError, InputError
+from starling.judge.verdict import LETTERS, Failure, Grammar, Pair, parse
+from starling.records import Judgment, Outcome, content_hash
+from starling.rows import Row, read_rows
+from starling.stats import Interval, chi_square_p, position_bias, ratio_interval, wilson_interval
+
+RESAMPLES = 1000
+"""Bootstrap resamples of the figures over pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One reply of a judge about k answers, everything by the position shown (0 = A).
+
+    Law: `ranking` is a permutation of 0 … k−1, best first, when the outcome is ranked; otherwise it is empty.
+
+    Example: Call("p1", "ranked", 2, ranking=(1, 0), pairs=((0, 1, 1),), good_natured=True, lengths=(120, 340)).
+    """
+
+    prompt: str
+    """What was judged; calls about one prompt are resampled together."""
+    outcome: str
+    """`ranked`, or the name of the failure."""
+    k: int
+    ranking: tuple[int, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    good_natured: bool | None = None
+    lengths: tuple[int, ...] = ()
+    """Characters of each answer; empty when unknown."""
+    reason: str = ""
+    """Why it does not parse, in the parser's fixed words; empty unless the outcome is `unparsed`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChiSquare:
+    """A chi-square test, e.g. ChiSquare(statistic=12.6, dof=6, p=0.05)."""
+
+    statistic: float
+    dof: int
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What a judge's replies say about the judge. Shares are None where nothing was there to count."""
+
+    calls: int
+    """All calls or rows, whatever their outcome."""
+    outcomes: dict[str, int]
+    unparsed_reasons: dict[str, int]
+    sizes: dict[int, int]
+    """Rankings by how many answers they order."""
+    k: int
+    """The most frequent of these; every figure below is over rankings of k answers. 0 without any ranking."""
+    n: int
+    """Rankings of k answers."""
+    first_share: tuple[Interval, ...]
+    """By position shown: share of rankings that put it first; 1/k is unbiased."""
+    first_chi_square: ChiSquare | None
+    """Of the first places against equal shares."""
+    mean_rank: tuple[Interval, ...]
+    """By position shown: mean rank, 1 = best; (k+1)/2 is unbiased."""
+    rank_chi_square: ChiSquare | None
+    """Of the mean ranks against (k+1)/2: Friedman's test."""
+    pairs: int
+    """Pair verdicts stated."""
+    complete_pairs: Interval | None
+    """Share of rankings that state all k(k−1)/2 pairs."""
+    contradiction: Interval | None
+    """Share of pair verdicts that the final ranking turns round."""
+    cycle_share: Interval | None
+    """Share of the rankings with pair verdicts that hold a cycle of three (A over B over C over A)."""
+    consistency: Interval | None
+    """Kendall's ζ over complete lists: 1 without any cycle, 0 with as many as there can be."""
+    follows_wins: Interval | None
+    """Share of complete lists whose ranking never puts an answer with fewer wins above one with more."""
+    first_letter_win: Interval | None
+    """Share of pair verdicts for the answer shown earlier, that is with the earlier letter; 0.5 is unbiased."""
+    first_named_win: Interval | None
+    """Share of pair verdicts for the answer written first in its pair; 0.5 is unbiased."""
+    good_natured: Interval | None
+    """Share of conversations called good natured, where the reply says which."""
+    longer_wins: Interval | None
+    """Share of pairs of unequal length whose longer answer ranks better. A longer answer may be a better one."""
+    longer_wins_adjacent: Interval | None
+    """The same for neighbours in the ranking, whose quality is nearest."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON: each figure under its name, its 95 % interval under NAME_ci; lists run over positions A, B, …"""
+        found: dict[str, Any] = {"n": self.n, "k": self.k, "calls": self.calls}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name in found:
+                continue
+            if name in ("first_share", "mean_rank"):
+                found |= {name: [v.mean for v in value], f"{name}_ci": [[v.low, v.high] for v in value]}
+            elif name in SHARES:
+                found |= {name: value and value.mean, f"{name}_ci": value and [value.low, value.high]}
+            elif isinstance(value, ChiSquare):
+                found[name] = asdict(value)
+            else:
+                found[name] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+        return found
+
+
+SHARES: dict[str, tuple[str, float | None]] = {
+    "contradiction": ("pair verdicts that the ranking contradicts", 0.0),
+    "cycle_share": ("rankings with a cycle of three among their pairs", 0.0),
+    "consistency": ("freedom from cycles (Kendall's ζ)", 1.0),
+    "follows_wins": ("rankings that follow the count of wins", 1.0),
+    "complete_pairs": ("rankings that state every pair", 1.0),
+    "first_letter_win": ("pair verdicts for the earlier letter", 0.5),
+    "first_named_win": ("pair verdicts for the answer named first", 0.5),
+    "longer_wins": ("longer answer ranks better, any pair", None),
+    "longer_wins_adjacent": ("longer answer ranks better, neighbours", None),
+    "good_natured": ("conversations called good natured", None),
+}
+"""Field of `Audit` → what it says, and its value for a judge without fault; None where no value is a fault."""
+
+
+# ── measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Tally:
+    """The counts of one ranking; (hits, of) where two numbers belong together."""
+
+    prompt: str
+    ranking: tuple[int, ...]
+    good_natured: bool | None
+    pairs: int
+    contradicted: int
+    letter: int
+    named: int
+    complete: bool
+    cyclic: bool
+    follows: bool
+    zeta: float | None
+    longer: tuple[int, int]
+    longer_adjacent: tuple[int, int]
+
+
+def measure(calls: Iterable[Call], *, resamples: int = RESAMPLES, seed: int = 0) -> Audit:
+    """All figures of `Audit` in one pass over the calls.
+
+    Shares of rankings have Wilson intervals, mean ranks normal ones: calls are taken as independent. Shares of pairs have
+    bootstrap intervals that resample prompts, `resamples` times with `seed`.
+
+    Raises:
+        ValueError: a ranked call without a permutation of its k answers, or a pair outside them.
+    """
+    outcomes: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    by_size: dict[int, list[_Tally]] = {}
+    for call in calls:
+        outcomes[call.outcome] += 1
+        if call.reason:
+            reasons[call.reason] += 1
+        if call.outcome == Outcome.ranked:
+            by_size.setdefault(call.k, []).append(_tally(call))
+    k = max(by_size, key=lambda size: (len(by_size[size]), size), default=0)
+    tallies = by_size.get(k, [])
+    complete = [t for t in tallies if t.complete]
+    clusters = [t.prompt for t in tallies]
+    stated = [t.pairs for t in tallies]
+
+    def of_pairs(hits: list[int], counts: list[int]) -> Interval | None:
+        return _clustered(hits, counts, clusters, resamples, seed)
+
+    zetas = [t.zeta for t in complete if t.zeta is not None]
+    return Audit(
+        calls=sum(outcomes.values()),
+        outcomes=dict(sorted(outcomes.items())),
+        unparsed_reasons=dict(sorted(reasons.items())),
+        sizes={size: len(by_size[size]) for size in sorted(by_size)},
+        k=k,
+        n=len(tallies),
+        **_positions(k, [t.ranking for t in tallies]),
+        pairs=sum(stated),
+        complete_pairs=_share(len(complete), len(tallies)),
+        contradiction=of_pairs([t.contradicted for t in tallies], stated),
+        cycle_share=_share(sum(t.cyclic for t in tallies), sum(t.pairs > 0 for t in tallies)),
+        consistency=ratio_interval(zetas, [1] * len(zetas), resamples=resamples, seed=seed) if zetas else None,
+        follows_wins=_share(sum(t.follows for t in complete), len(complete)),
+        first_letter_win=of_pairs([t.letter for t in tallies], stated),
+        first_named_win=of_pairs([t.named for t in tallies], stated),
+        good_natured=_share(sum(t.good_natured is True for t in tallies), sum(t.good_natured is not None for t in tallies)),
+        longer_wins=of_pairs([t.longer[0] for t in tallies], [t.longer[1] for t in tallies]),
+        longer_wins_adjacent=of_pairs([t.longer_adjacent[0] for t in tallies], [t.longer_adjacent[1] for t in tallies]),
+    )
+
+
+def _tally(call: Call) -> _Tally:
+    if sorted(call.ranking) != list(range(call.k)):
+        raise ValueError(f"a ranked call needs a permutation of its {call.k} answers, not {call.ranking}")
+    place = {position: rank for rank, position in enumerate(call.ranking)}
+    better: dict[tuple[int, int], int] = {}
+    for a, b, winner in call.pairs:
+        if a == b or a not in place or b not in place or winner not in (a, b):
+            raise ValueError(f"({a}, {b}): {winner} is no verdict about two of {call.k} answers")
+        better[min(a, b), max(a, b)] = winner
+    complete = len(better) == comb(call.k, 2)
+    wins = Counter(better.values())
+    placed = [wins[position] for position in call.ranking]
+    longer = [_longer(call.lengths, first, second) for first, second in combinations(call.ranking, 2) if call.lengths]
+    adjacent = [_longer(call.lengths, *two) for two in zip(call.ranking, call.ranking[1:], strict=False) if call.lengths]
+    return _Tally(
+        prompt=call.prompt,
+        ranking=call.ranking,
+        good_natured=call.good_natured,
+        pairs=len(call.pairs),
+        contradicted=sum(place[w] > place[b if w == a else a] for a, b, w in call.pairs),
+        letter=sum(w == min(a, b) for a, b, w in call.pairs),
+        named=sum(w == a for a, _, w in call.pairs),
+        complete=complete,
+        cyclic=_has_cycle(call.k, better),
+        follows=placed == sorted(placed, reverse=True),
+        zeta=_zeta(call.k, placed) if complete else None,
+        longer=(longer.count(1), len(longer) - longer.count(0)),
+        longer_adjacent=(adjacent.count(1), len(adjacent) - adjacent.count(0)),
+    )
+
+
+def _longer(lengths: Sequence[int], better: int, worse: int) -> int:
+    """1 when the better answer is the longer one, −1 when it is the shorter one, 0 for equal lengths."""
+    return (lengths[better] > lengths[worse]) - (lengths[better] < lengths[worse])
+
+
+def _has_cycle(k: int, better: Mapping[tuple[int, int], int]) -> bool:
+    """Whether three answers beat each other in a ring: then each of them wins exactly one of their three pairs."""
+    for a, b, c in combinations(range(k), 3):
+        winners = {better.get((a, b)), better.get((b, c)), better.get((a, c))}
+        if len(winners) == 3 and None not in winners:
+            return True
+    return False
+
+
+def _zeta(k: int, wins: Sequence[int]) -> float | None:
+    """Kendall and Babington Smith 1940: 1 − circular triads / the most there can be; None for k = 2."""
+    most = (k**3 - k) // 24 if k % 2 else (k**3 - 4 * k) // 24
+    triads = comb(k, 3) - sum(comb(w, 2) for w in wins)
+    return 1 - triads / most if most else None
+
+
+def _positions(k: int, rankings: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The figures by position with their tests; empty without rankings."""
+    shown = LETTERS[:k]
+    bias = position_bias([shown] * len(rankings), [[shown[i] for i in ranking] for ranking in rankings])
+    if bias is None:
+        return {"first_share": (), "first_chi_square": None, "mean_rank": (), "rank_chi_square": None}
+    n = bias.judgments
+    firsts = sum((share - 1 / k) ** 2 for share in bias.first_shares) * n * k
+    ranks = sum((mean - (k + 1) / 2) ** 2 for mean in bias.mean_ranks) * 12 * n / (k * (k + 1))
+    return {
+        "first_share": tuple(
+            Interval(share, low, high, n, n) for share, (low, high) in zip(bias.first_shares, bias.first_intervals, strict=True)
+        ),
+        "first_chi_square": ChiSquare(statistic=firsts, dof=k - 1, p=chi_square_p(firsts, k - 1)),
+        "mean_rank": tuple(
+            Interval(mean, max(1.0, low), min(float(k), high), n, n)
+            for mean, (low, high) in zip(bias.mean_ranks, bias.rank_intervals, strict=True)
+        ),
+        "rank_chi_square": ChiSquare(statistic=ranks, dof=k - 1, p=chi_square_p(ranks, k - 1)),
+    }
+
+
+def _share(hits: int, n: int) -> Interval | None:
+    """Share of independent rankings."""
+    if not n:
+        return None
+    low, high = wilson_interval(hits, n)
+    return Interval(hits / n, low, high, n, n)
+
+
+def _clustered(hits: list[int], counts: list[int], clusters: list[str], resamples: int, seed: int) -> Interval | None:
+    """Share of pairs, prompts resampled whole. Where all pairs agree, resampling knows no spread: then Wilson over prompts."""
+    totals: dict[str, list[int]] = {}
+    for hit, count, cluster in zip(hits, counts, clusters, strict=True):
+        if count:
+            total = totals.setdefault(cluster, [0, 0])
+            total[0], total[1] = total[0] + hit, total[1] + count
+    if not totals:
+        return None
+    sums, pairs = zip(*totals.values(), strict=True)
+    if sum(sums) in (0, sum(pairs)):
+        one = _share(len(totals) if sum(sums) else 0, len(totals))
+        return one and replace(one, n=sum(pairs))
+    return replace(ratio_interval(sums, pairs, resamples=resamples, seed=seed), n=sum(pairs))
+
+
+# ── saved replies ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def from_replies(path: Path) -> Iterator[Call]:
+    """The calls of a file of saved replies, one per row; a row that is none has an outcome that says why.
+
+    Columns: `answers` [{answer, …}] in the order the judge saw them, 2 to 12; `rating_text`, the whole reply; optional `prompt`,
+    `k` and `ranking_order` (positions, best first), the last two only to be compared. Outcomes besides `ranked` and `unparsed`:
+    the problems of `rows.Row`, `answers_unusable`, `reply_missing`, `k_differs`, and `order_differs`: the file claims another
+    ranking than its own reply.
+
+    Raises:
+        InputError: the file is missing, damaged, of an unknown kind, or empty.
+    """
+    row = None
+    for row in read_rows(path):
+        yield _reply_call(row)
+    if row is None:
+        raise InputError("The file holds no replies", where=str(path), cure="give a file with one judge reply per row")
+
+
+def _reply_call(row: Row) -> Call:
+    value = row.value
+    if value is None:
+        return Call(f"row {row.number}", row.problem, 0)
+    prompt = value.get("prompt")
+    name = content_hash(prompt, 16) if isinstance(prompt, str) else f"row {row.number}"
+    lengths = _lengths(value.get("answers"))
+    k = len(lengths)
+    if not 2 <= k <= len(LETTERS):
+        return Call(name, "answers_unusable", k)
+    text = value.get("rating_text")
+    if not isinstance(text, str):
+        return Call(name, "reply_missing", k)
+    if value.get("k") not in (None, k):
+        return Call(name, "k_differs", k)
+    verdict = parse(text, k, Grammar.nectar_public)
+    if isinstance(verdict, Failure):
+        return Call(name, Outcome.unparsed.value, k, reason=verdict.reason)
+    saved = value.get("ranking_order")
+    if saved is not None and saved != list(verdict.ranking):
+        return Call(name, "order_differs", k)
+    return Call(name, Outcome.ranked.value, k, verdict.ranking, verdict.pairs, verdict.good_natured, lengths)
+
+
+def _lengths(answers: Any) -> tuple[int, ...]:
+    """Characters of each answer; empty when this is no list of answers."""
+    if not isinstance(answers, list):
+        return ()
+    texts = [answer.get("answer") if isinstance(answer, dict) else None for answer in answers]
+    return tuple(len(text) for text in texts if isinstance(text, str)) if all(isinstance(t, str) for t in texts) else ()
+
+
+# ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_folder(path: Path) -> Path:
+    """The run directory meant: a folder itself, or the one that a settings file names.
+
+    Raises:
+        ConfigError: it is a file, but no valid settings.
+    """
+    return path if path.is_dir() else load_config(path).run.dir
+
+
+def from_run(run_dir: Path) -> Iterator[Call]:
+    """The calls behind a finished ranking; answers' lengths where the responses are still there.
+
+    Raises:
+        ArtifactError: the ranking is not finished, damaged, or holds a row that is no judgment.
+    """
+    artifact = open_artifact(run_dir, "ranking")
+    lengths = _response_lengths(run_dir)
+    for row in read_rows(artifact.path / "judgments.parquet"):
+        try:
+            judgment = Judgment.model_validate(row.value)
+        except ValidationError as error:
+            raise ArtifactError(
+                f"A row is no judgment: {error.errors()[0]['msg']}",
+                where=f"row {row.number} of {artifact.path / 'judgments.parquet'}",
+                cure="run the ranking again (delete its folder, then `starling rank CONFIG`)",
+            ) from None
+        yield of_judgment(judgment, lengths)
+
+
+def _response_lengths(run_dir: Path) -> dict[str, int]:
+    try:
+        path = open_artifact(run_dir, "responses").path / "responses.parquet"
+    except ArtifactError:
+        return {}
+    return {row.value["id"]: len(row.value["text"]) for row in read_rows(path) if row.value is not None}
+
+
+def of_judgment(judgment: Judgment, lengths: Mapping[str, int]) -> Call:
+    """A judgment by positions shown; `lengths` are characters by response id and may lack some."""
+    at = {response: position for position, response in enumerate(judgment.shown)}
+    unparsed = judgment.outcome is Outcome.unparsed
+    return Call(
+        prompt=judgment.prompt_id,
+        outcome=judgment.outcome.value,
+        k=len(judgment.shown),
+        ranking=tuple(at[r] for r in judgment.ranking or ()),
+        pairs=tuple((at[v.first], at[v.second], at[v.winner]) for v in judgment.pair_verdicts),
+        good_natured=judgment.good_natured,
+        lengths=tuple(lengths[r] for r in judgment.shown) if all(r in lengths for r in judgment.shown) else (),
+        reason=judgment.reason.partition(":")[0] if unparsed else "",
+    )
+
+
+# ── showing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def position_rows(found: Audit) -> list[dict[str, Any]]:
+    """The table by position: one row per position shown."""
+    return [
+        {
+            "shown": LETTERS[i],
+            "first": f"{first.mean:.3f}",
+            "95 % of first": _span(first, 3),
+            "mean rank": f"{rank.mean:.2f}",
+            "95 % of rank": _span(rank, 2),
+        }
+        for i, (first, rank) in enumerate(zip(found.first_share, found.mean_rank, strict=True))
+    ]
+
+
+def share_rows(found: Audit) -> list[dict[str, Any]]:
+    """The table of single figures: those that there is something to say about."""
+    listed = [(said, ideal, getattr(found, name)) for name, (said, ideal) in SHARES.items()]
+    return [
+        {
+            "share": said,
+            "value": f"{one.mean:.3f}",
+            "95 %": _span(one, 3),
+            "of": str(one.n),
+            "without fault": "" if ideal is None else f"{ideal:g}",
+        }
+        for said, ideal, one in listed
+        if one is not None
+    ]
+
+
+def _span(one: Interval, digits: int) -> str:
+    return f"{one.low:.{digits}f} to {one.high:.{digits}f}"
+
+
+def lines(found: Audit) -> list[str]:
+    """What no table holds: how many calls ended how, what was left out, and the tests."""
+    said = [f"{found.calls} calls: " + ", ".join(f"{name} {count}" for name, count in found.outcomes.items())]
+    if found.unparsed_reasons:
+        said.append("unparsed: " + ", ".join(f"{reason} {count}" for reason, count in found.unparsed_reasons.items()))
+    if len(found.sizes) > 1:
+        others = ", ".join(f"{count} of {size}" for size, count in found.sizes.items() if size != found.k)
+        said.append(f"figures are over rankings of {found.k} answers; left out: {others}")
+    if found.first_chi_square is not None and found.rank_chi_square is not None:
+        for what, test in (("first places", found.first_chi_square), ("mean ranks", found.rank_chi_square)):
+            said.append(f"{what} equal over positions? chi-square {test.statistic:.1f}, {test.dof} degrees, p = {test.p:.2g}")
+    return said
