@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 SPECIAL = ("<pad>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CONTEXT = 256
 SPOILED = 0.12
-CHECKPOINT_STEPS = 100
+CHECKPOINT_STEPS = 50
 MICRO_TOKENS = 1024
 
 
