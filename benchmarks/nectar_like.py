@@ -11,7 +11,7 @@ number is over the test instructions, with a 95 % bootstrap interval that resamp
     longest answer            the longer text is better
     average rank of the model the answering model's mean rank in the training rankings (it sees the model's name)
 
-    python benchmarks/nectar_like.py ../shared/data/nectar_like/train.jsonl.gz --kind decoder --out runs/nectar_like
+    python benchmarks/nectar_like.py DATA/nectar_like/train.jsonl.gz --kind decoder --out runs/nectar_like
 """
 
 from __future__ import annotations
@@ -95,16 +95,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=768)
-    parser.add_argument("--pretrain-epochs", type=int, default=0, help="passes of language modelling over the training answers")
+    parser.add_argument("--pretrain-steps", type=int, default=0, help="steps of language modelling on 64 training answers each")
     parser.add_argument("--pretrain-rate", type=float, default=1e-3)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--per-step", type=int, default=32, help="rankings per optimiser step")
+    parser.add_argument("--per-step", type=int, default=16, help="rankings per optimiser step")
     parser.add_argument("--rankings", type=int, default=0, help="train on a random subsample of this size; 0 = all")
-    parser.add_argument("--checkpoint-steps", type=int, default=50)
+    parser.add_argument("--checkpoint-steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validation-only", action="store_true", help="judge on validation instructions: for choosing settings")
     return parser.parse_args()
@@ -178,12 +178,12 @@ def train_tokenizer(rows: Sequence[RankedPrompt], vocab: int, kind: str) -> Any:
 
 def pretrain(model: Any, tokenizer: Any, rows: Sequence[RankedPrompt], args: argparse.Namespace) -> None:
     """Language modelling (decoder) or filling in 15 % masked tokens (encoder) on the training conversations."""
-    if not args.pretrain_epochs:
+    if not args.pretrain_steps:
         return
     encoder = Encoder(tokenizer, args.max_length)
     full = encoder.conversations([(row.prompt.messages, a.answer, True) for row in rows for a in row.answers])
     texts = [Encoded(row.ids[: args.max_length], 0) for row in full]  # the start of a text, not its end
-    steps = plan.steps(len(texts), 64, args.pretrain_epochs, args.seed)
+    steps = plan.steps(len(texts), 64, 1, args.seed)[: args.pretrain_steps]
     optimizer, scheduler = make_optimizer(
         model.parameters(), OptimizerSection(learning_rate=args.pretrain_rate, betas=(0.9, 0.98), schedule="cosine"), len(steps)
     )
