@@ -59,7 +59,8 @@ def test_the_commands_are_those_of_the_design(run: Run) -> None:
 def test_no_setting_has_a_flag_of_its_own(run: Run) -> None:
     allowed = {"--help", "--until", "--set", "--json", "--out", "--outcome", "--rows", "--greedy", "--seed", "--html"}
     seen: set[str] = set()
-    for path in [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"], ["audit", "run"]]:
+    leaves = [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"]]
+    for path in [*leaves, ["audit", "run"], ["audit", "replies"]]:
         _, out, _ = run(*path, "--help")
         seen |= {word.strip(",") for word in out.split() if word.startswith("--")}
     assert seen == allowed

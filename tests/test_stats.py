@@ -216,6 +216,20 @@ def test_tables_that_are_none(wins: list[list[float]]) -> None:
         stats.bradley_terry(wins)
 
 
+@pytest.mark.parametrize("dof", [1, 2, 5, 6, 11, 40])
+def test_chi_square_is_that_of_scipy(dof: int) -> None:
+    reference = pytest.importorskip("scipy.stats").chi2
+    for statistic in (1e-9, 0.1, 1.0, 7.7, 40.0, 200.0, 900.0):
+        assert stats.chi_square_p(statistic, dof) == pytest.approx(reference.sf(statistic, dof), rel=1e-12)
+    assert stats.chi_square_p(0, dof) == 1
+
+
+@pytest.mark.parametrize(("statistic", "dof"), [(-1.0, 3), (float("nan"), 3), (float("inf"), 3), (1.0, 0)])
+def test_no_chi_square(statistic: float, dof: int) -> None:
+    with pytest.raises(ValueError, match="chi-square"):
+        stats.chi_square_p(statistic, dof)
+
+
 def test_statistics_need_no_scipy() -> None:
     code = "import sys, starling.stats; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -208,7 +208,7 @@ def measure(calls: Iterable[Call], *, resamples: int = RESAMPLES, seed: int = 0)
         complete_pairs=_share(len(complete), len(tallies)),
         contradiction=of_pairs([t.contradicted for t in tallies], stated),
         cycle_share=_share(sum(t.cyclic for t in tallies), sum(t.pairs > 0 for t in tallies)),
-        consistency=ratio_interval(zetas, [1] * len(zetas), resamples=resamples, seed=seed) if zetas else None,
+        consistency=_mean(zetas, resamples, seed),
         follows_wins=_share(sum(t.follows for t in complete), len(complete)),
         first_letter_win=of_pairs([t.letter for t in tallies], stated),
         first_named_win=of_pairs([t.named for t in tallies], stated),
@@ -298,6 +298,13 @@ def _share(hits: int, n: int) -> Interval | None:
         return None
     low, high = wilson_interval(hits, n)
     return Interval(hits / n, low, high, n, n)
+
+
+def _mean(values: list[float], resamples: int, seed: int) -> Interval | None:
+    """Mean of numbers between 0 and 1, one per ranking; where all stand at one end, resampling knows no spread: then Wilson."""
+    if not values or sum(values) in (0, len(values)):
+        return _share(round(sum(values)), len(values))
+    return ratio_interval(values, [1] * len(values), resamples=resamples, seed=seed)
 
 
 def _clustered(hits: list[int], counts: list[int], clusters: list[str], resamples: int, seed: int) -> Interval | None:

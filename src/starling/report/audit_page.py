@@ -33,7 +33,11 @@ def render(found: Mapping[str, Any], shares: Mapping[str, tuple[str, float | Non
         name=name,
         style=(package / "page.css").read_text(encoding="utf-8"),
         lead=_lead(found),
-        cards=[_card(found, key, *about) for key, about in shares.items() if found[key] is not None],
+        cards=[
+            _card(found, key, said[:1].upper() + said[1:], ideal)
+            for key, (said, ideal) in shares.items()
+            if found[key] is not None
+        ],
         figures=_figures(found),
         positions=list(zip(LETTERS, *columns, strict=False)),
         outcomes=found["outcomes"],
