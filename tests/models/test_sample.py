@@ -95,6 +95,12 @@ def test_draws_follow_the_distribution() -> None:
     assert torch.allclose(logprobs.exp(), torch.tensor([0.1, 0.2, 0.7])[drawn], atol=1e-6)
 
 
+def test_a_token_of_probability_0_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
+    drawn, _ = _draw(logits, Sampling(), torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64))
+    assert drawn.tolist() == [1, 1]
+
+
 def test_nucleus_keeps_the_smallest_sufficient_set() -> None:
     # 0.7 alone is below 0.8, so 0.2 joins; 0.1 never comes. Renormalised: 7/9 and 2/9.
     logits = torch.log(torch.tensor([[0.1, 0.2, 0.7]])).repeat(900, 1)

@@ -72,6 +72,8 @@ def test_experience_puts_the_score_on_the_last_token_and_the_kl_on_all(
         assert exp.mask_BT[i].sum() == len(r.encoded.ids) - r.encoded.prompt_length
         # with γ = λ = 1 the return of the first token is the whole reward: score − 0.05 · Σ KL
         assert float(exp.returns_BT[i, first]) == pytest.approx(float(shaped[i] - 0.05 * kl[i].sum()), abs=1e-4)
+        last = len(r.encoded.ids) - 2  # the position that predicts the last token: only the score and its own KL are left
+        assert float(exp.returns_BT[i, last]) == pytest.approx(float(shaped[i] - 0.05 * kl[i, last]), abs=1e-4)
     assert float(kl.abs().sum()) > 0.1
 
 
@@ -179,3 +181,45 @@ def test_prompts_without_room_for_a_reply_are_left_out_and_counted(
     )  # fmt: skip
     assert metrics["prompts/too_long"] == 1
     assert metrics["count"] == 2
+
+
+def test_losses_of_the_first_update_by_hand(backbone: Callable[..., Path], reward_folder: Path, tmp_path: Path) -> None:
+    """One pass, one step: new values and log-probabilities are still the old ones, so the means are known."""
+    apa = APA(type="apa", lam=2.0)
+    rules = settings(algorithm=apa, epochs=1, minibatches=1, critic_warmup=0)
+    models = tuning._load(backbone("llama"), reward_folder)
+    tuner = tuning._Tuner(models, rules, 0, tmp_path)
+    rollouts = tuner._sample(PROMPTS, "x", 1.0)
+    scores = score_rollouts(models.reward, models.reward_encoder, rollouts)
+    exp = make_experience(
+        rollouts, scores, policy=models.policy, reference=models.reference, critic=models.critic, pad_id=0, settings=rules,
+        reward_mean=0.5, reward_std=2.0,
+    )  # fmt: skip
+    mask = exp.mask_BT
+    # values move before the policy loss is computed only through the optimiser, which steps after both
+    found = tuner._update(exp, torch.arange(len(rollouts)), True, rollouts, 1)
+    assert found["value_loss"] == pytest.approx(float(0.5 * ((exp.values_BT - exp.returns_BT)[mask] ** 2).mean()), rel=1e-4)
+    assert found["policy_loss"] == pytest.approx(float(((exp.advantages_BT / 2.0)[mask] ** 2).mean()), rel=1e-3)
+
+
+def test_the_anchor_of_apa_is_the_policy_that_sampled_or_the_initial_one(
+    backbone: Callable[..., Path], reward_folder: Path, tmp_path: Path
+) -> None:
+    losses = {}
+    for anchor in ("rollout", "initial"):
+        models = tuning._load(backbone("llama"), reward_folder)
+        tuner = tuning._Tuner(models, settings(algorithm=APA(type="apa", anchor=anchor)), 0, tmp_path)  # type: ignore[arg-type]
+        with torch.no_grad():  # the policy has moved away from where it began
+            for p in models.policy.parameters():
+                p.mul_(0.9)
+        rollouts = tuner._sample(PROMPTS, "x", 1.0)
+        exp = make_experience(
+            rollouts, torch.zeros(len(rollouts)), policy=models.policy, reference=models.reference, critic=models.critic,
+            pad_id=0, settings=tuner.settings, reward_mean=0.0, reward_std=1.0,
+        )  # fmt: skip
+        mask = exp.mask_BT
+        centre = exp.logprobs_BT if anchor == "rollout" else exp.reference_BT
+        by_hand = ((exp.logprobs_BT - centre - exp.advantages_BT)[mask] ** 2).mean()
+        losses[anchor] = float(tuner._policy_loss(exp, int(mask.sum())).loss.detach())
+        assert losses[anchor] == pytest.approx(float(by_hand), rel=1e-3)
+    assert losses["rollout"] != pytest.approx(losses["initial"], rel=1e-2)
