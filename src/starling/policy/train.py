@@ -1,7 +1,7 @@
 """Stage 6: tune a policy against a reward model with APA or PPO.
 
 One iteration: sample replies, score them, estimate advantages with the critic, then `epochs` passes of `minibatches`
-updates each. Sources: arXiv 2306.02231 (APA), arXiv 1707.06347 (PPO), Starling's settings (defaults in `config.py`).
+updates each. Sources: arXiv 2306.02231 (APA), arXiv 1707.06347 (PPO), Starling's settings (defaults in `config/training.py`).
 How we depart from Starling's code: the critic is a model of its own that starts from the reward model (the original put
 a fresh head on the policy), it is warmed up for some iterations before the policy moves (the original gated the policy
 loss on the value loss), and see `rollout` for the reward's shaping.

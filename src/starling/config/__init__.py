@@ -1,0 +1,169 @@
+"""The settings: one frozen, typed tree, read from TOML and `--set section.key=value`.
+
+The sentence under a field is its help text, its JSON schema and its row in docs/config.md; where a default comes from
+stands in it too. Unknown keys are errors that name the nearest known key. Nothing is filled in later: the resolved
+tree is saved with every run, and `fingerprint` of a part of it is what makes a stage stale.
+
+Sources of defaults: "Starling" = the original system's public code and cards (arXiv 2301.11270, 2306.02231 and the
+Starling-7B release); "measured" = docs/results.md.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from starling.config.base import (
+    Section,
+    fingerprint,
+    secret,
+)
+from starling.config.data import (
+    DatasetSection,
+    FilePrompts,
+    MicroworldPrompts,
+    PromptSource,
+    PromptsSection,
+    RankingSection,
+    ResponsesSection,
+)
+from starling.config.evaluation import (
+    EvaluateSection,
+    PublishSection,
+)
+from starling.config.models import (
+    LocalModel,
+    MicroworldJudge,
+    MicroworldSection,
+    MicroworldSpeaker,
+    Model,
+    OpenAIModel,
+    RunSection,
+)
+from starling.config.training import (
+    APA,
+    PPO,
+    Algorithm,
+    OptimizerSection,
+    PolicySection,
+    RewardSection,
+)
+from starling.config_errors import explain, nearest
+from starling.errors import ConfigError
+
+__all__ = [
+    "APA",
+    "PPO",
+    "Algorithm",
+    "Config",
+    "DatasetSection",
+    "EvaluateSection",
+    "FilePrompts",
+    "LocalModel",
+    "MicroworldJudge",
+    "MicroworldPrompts",
+    "MicroworldSection",
+    "MicroworldSpeaker",
+    "Model",
+    "OpenAIModel",
+    "OptimizerSection",
+    "PolicySection",
+    "PromptSource",
+    "PromptsSection",
+    "PublishSection",
+    "RankingSection",
+    "ResponsesSection",
+    "RewardSection",
+    "RunSection",
+    "Section",
+    "fingerprint",
+    "load_config",
+    "secret",
+]
+
+
+class Config(Section):
+    """The whole tree. Sections that a run does not use may be left out: a reward model on imported data needs only
+    [run] and [reward]. `starling.pipeline` names the section that a stage needs and does not find."""
+
+    run: RunSection
+    microworld: MicroworldSection | None = None
+    models: dict[str, Model] = Field(default_factory=dict, description="Every model of the run by name.")
+    prompts: PromptsSection | None = None
+    responses: ResponsesSection | None = None
+    ranking: RankingSection | None = None
+    dataset: DatasetSection = DatasetSection()
+    reward: RewardSection = RewardSection()
+    policy: PolicySection = PolicySection()
+    evaluate: EvaluateSection = EvaluateSection()
+    publish: PublishSection = PublishSection()
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Config:
+        named = [("responses.models", n) for n in (self.responses.models if self.responses else ())]
+        named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
+        for where, name in named:
+            if name not in self.models:
+                raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")
+        if self.responses is not None and len(self.responses.models) < 2:
+            raise ValueError("responses.models needs at least two models: one answer cannot be ranked (K = 1)")
+        if self.microworld is None and (
+            any(m.type.startswith("microworld") for m in self.models.values())
+            or any(s.type == "microworld" for s in (self.prompts.sources if self.prompts else ()))
+        ):
+            raise ValueError("something refers to the microworld, but there is no [microworld] section")
+        if self.prompts is not None and self.prompts.validation_fraction + self.prompts.test_fraction >= 1:
+            raise ValueError("prompts.validation_fraction + prompts.test_fraction leave nothing to train on")
+        return self
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a TOML file, apply `section.key=value` overrides, validate.
+
+    Raises:
+        ConfigError: the file is missing, is no UTF-8 TOML, or a setting is unknown or wrong. Nothing is written.
+    """
+    try:
+        raw = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            "The settings file does not exist", where=str(path), cure="check the path; configs/ holds examples"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The settings file cannot be read: {error}", where=str(path), cure="give a UTF-8 TOML file") from None
+    try:
+        tree = tomllib.loads(raw)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The settings file is not valid TOML: {error}", where=str(path), cure="fix that line") from None
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        what, key = explain(error.errors(include_url=False), tree, Config.model_json_schema())
+        where = (f"{key} in " if key else "") + str(path) + (f" with --set {' '.join(overrides)}" if overrides else "")
+        raise ConfigError(what, where=where, cure="`starling config schema` lists every setting and what is allowed") from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted key in the raw tree; the value is read as TOML, else taken as a string."""
+    key, sep, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not sep or not all(parts):
+        raise ConfigError(f"--set wants section.key=value, not '{override}'", where="--set", cure="write e.g. --set run.seed=1")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"'{part}' in --set {override} is a value, not a section", where="--set", cure="check the key")
+    node[parts[-1]] = value

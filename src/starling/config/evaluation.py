@@ -1,0 +1,30 @@
+"""Settings of what comes after training: evaluation and publishing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from starling.config.base import Section
+
+# ── stage 7 and after ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class EvaluateSection(Section):
+    split: Literal["validation", "test"] = Field(
+        default="test", description="validation while settings are chosen; test for what is reported."
+    )
+    samples: int = Field(default=3, gt=0, description="Sampled replies per prompt for gold score and head to head (plus greedy).")
+    judge_prompts: int = Field(default=200, gt=0, description="Prompts in the judge's head to head, both orders each.")
+    bootstrap: int = Field(default=2000, ge=100, description="Resamples behind each interval, clustered by prompt.")
+
+
+class PublishSection(Section):
+    license: str = Field(
+        default="apache-2.0", description="Licence on the cards; the judge's and the sources' terms still apply."
+    )
+    judge_terms: str = Field(default="", description="Terms of the judge model that bind users of the dataset.")
+    dataset: str = Field(default="", description="Hub id the dataset will have, e.g. me/my-nectar; the model cards name it.")
+    policy_base: str = Field(default="", description="Hub id of the model in policy.base, for the policy's card.")
+    reward_base: str = Field(default="", description="Hub id of the model in reward.backbone, for the reward model's card.")
