@@ -20,10 +20,11 @@ import os
 import shutil
 import time
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 
 R = TypeVar("R", bound=Record)
+
+ROWS_PER_GROUP = 4096
+"""Rows that are in memory at once while records are written."""
+AGAIN = "run the stage that makes it again (delete its folder, then `starling run`)"
 
 
 # ── records in parquet ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,8 +124,11 @@ def _uncell(value: Any, kind: Any) -> Any:
     return value
 
 
-def write_records(path: Path, records: Sequence[R], cls: type[R]) -> None:
-    """Write records as one parquet file, in their order; the same records give the same bytes.
+def write_records(path: Path, records: Iterable[R], cls: type[R]) -> int:
+    """Write records as one parquet file, in their order; the same records give the same bytes. Holds 4,096 rows at a time.
+
+    Returns:
+        How many records were written.
 
     Raises:
         InputError: a text cannot be stored as UTF-8 (lone surrogates) or a number does not fit; names the row.
@@ -130,14 +138,18 @@ def write_records(path: Path, records: Sequence[R], cls: type[R]) -> None:
 
     about = canonical_json({"record": cls.__name__, "schema": SCHEMA_VERSION})
     schema = pa.schema(list(_columns(cls)), metadata={"starling": about})
+    source, written = iter(records), 0
     try:
         with pq.ParquetWriter(path, schema, compression="zstd", version="2.6") as writer:
-            for start in range(0, max(len(records), 1), 4096):
-                rows = [_row(r) for r in records[start : start + 4096]]
-                writer.write_table(_table(rows, schema, start, path), row_group_size=4096)
+            while rows := [_row(record) for record in islice(source, ROWS_PER_GROUP)]:
+                writer.write_table(_table(rows, schema, written, path), row_group_size=ROWS_PER_GROUP)
+                written += len(rows)
+            if not written:
+                writer.write_table(_table([], schema, 0, path))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    return written
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema, start: int, path: Path) -> pa.Table:
@@ -158,37 +170,68 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema, start: int, path: Path
         raise InputError(f"The rows cannot be stored: {whole}", where=str(path), cure="report this as a defect") from whole
 
 
-def read_records(path: Path, cls: type[R]) -> list[R]:
-    """Read what `write_records` wrote; every row is validated again.
+class RecordFile(Collection[R]):
+    """The records of a file that `write_records` made: its length is known, and it can be read any number of times, row by row,
+    without holding more than one row group. Every row is validated again each time.
 
     Raises:
-        ArtifactError: the file is missing, half-written, of another class or version, or a row breaks a law of its class.
+        ArtifactError: the file is missing, half-written, of another class or version, or (while reading) a row
+            breaks a law of its class.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    again = "run the stage that makes it again (delete its folder, then `starling run`)"
-    schema = pa.schema(list(_columns(cls)))
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except FileNotFoundError:
-        raise ArtifactError("The file does not exist", where=str(path), cure=again) from None
-    except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(f"The file is no whole parquet file: {error}", where=str(path), cure=again) from None
-    if not table.schema.equals(schema):
-        differ = sorted(set(schema) ^ set(table.schema.remove_metadata()), key=lambda column: column.name)
-        names = ", ".join(dict.fromkeys(column.name for column in differ)) or "their order"
-        raise ArtifactError(f"The file does not hold {cls.__name__} records: {names} differ", where=str(path), cure=again)
-    records: list[R] = []
-    for number, row in enumerate(table.to_pylist()):
+    def __init__(self, path: Path, cls: type[R]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._path, self._cls = path, cls
+        expected = pa.schema(list(_columns(cls)))
+        with self._errors(), pq.ParquetFile(path) as file:
+            found, self._rows = file.schema_arrow, int(file.metadata.num_rows)
+        if not found.equals(expected):
+            differ = sorted(set(expected) ^ set(found.remove_metadata()), key=lambda column: column.name)
+            names = ", ".join(dict.fromkeys(column.name for column in differ)) or "their order"
+            raise ArtifactError(f"The file does not hold {cls.__name__} records: {names} differ", where=str(path), cure=AGAIN)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __contains__(self, record: object) -> bool:
+        return any(record == found for found in self)
+
+    def __iter__(self) -> Iterator[R]:
+        import pyarrow.parquet as pq
+
+        number = 0
+        with self._errors(), pq.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP // 4):
+                for row in batch.to_pylist():
+                    yield self._record(number, row)
+                    number += 1
+
+    def _record(self, number: int, row: dict[str, Any]) -> R:
         try:
-            records.append(cls.model_validate(_unrow(row, cls)))
+            return self._cls.model_validate(_unrow(row, self._cls))
         except ValidationError as error:
             raise ArtifactError(
-                f"A row is no valid {cls.__name__}: {error.errors()[0]['msg']}", where=f"row {number} of {path}", cure=again
-            ) from None
-    return records
+                f"A row is no valid {self._cls.__name__}: {error.errors()[0]['msg']}", where=f"row {number} of {self._path}",
+                cure=AGAIN,
+            ) from None  # fmt: skip
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except FileNotFoundError:
+            raise ArtifactError("The file does not exist", where=str(self._path), cure=AGAIN) from None
+        except (pa.ArrowException, OSError) as error:
+            raise ArtifactError(f"The file is no whole parquet file: {error}", where=str(self._path), cure=AGAIN) from None
+
+
+def read_records(path: Path, cls: type[R]) -> list[R]:
+    """All records of a file at once; see `RecordFile`."""
+    return list(RecordFile(path, cls))
 
 
 # ── folders ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from starling.journal import Answer, Entry, Intent, Journal, Rejection, StoredRe
 from starling.progress import SILENT, Progress
 from starling.records import Finish, ModelRef
 
-__all__ = ["BatchEndpoint", "Endpoint", "Engine", "HttpEndpoint", "Reply", "Request", "ScriptedEndpoint"]
+__all__ = ["BatchEndpoint", "Endpoint", "Engine", "HttpEndpoint", "Reply", "Request", "ScriptedEndpoint", "ask_together"]
 
 
 class Endpoint(Protocol):
@@ -33,16 +33,20 @@ class Endpoint(Protocol):
 
     model: ModelRef
 
-    def complete_all(self, requests: Sequence[Request], progress: Progress = SILENT) -> list[Reply]:
-        """Answer `requests`, in their order; those answered before come from the journal.
+    def ask_all(self, requests: Collection[Request], progress: Progress = SILENT) -> Iterator[Reply]:
+        """Ask everything that is not answered yet; when this returns all calls are over, and the replies can be read one by one,
+        in the order of the requests, from the journal: nothing of the size of all replies is ever in memory.
 
-        `progress.advance` is called once per reply; `start` and `finish` are the caller's. A failed call is a Reply whose
-        finish is error, never an exception.
+        `requests` is gone through more than once and may make its members anew each time. `progress.advance` is called once per
+        reply; `start` and `finish` are the caller's. A failed call is a Reply whose finish is error, never an exception.
 
         Raises:
             BudgetError: run.budget_calls is reached; everything in flight has been written to the journal.
             EndpointError: the server or engine cannot be used at all.
         """
+
+    def complete_all(self, requests: Collection[Request], progress: Progress = SILENT) -> list[Reply]:
+        """The replies of `ask_all` as a list, for a few requests."""
 
 
 class Engine(Protocol):
@@ -50,6 +54,21 @@ class Engine(Protocol):
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request, in their order; call ids are filled in by the endpoint."""
+
+
+def ask_together(asks: Sequence[tuple[Endpoint, Collection[Request]]], progress: Progress = SILENT) -> list[Iterator[Reply]]:
+    """`ask_all` of several endpoints, those behind servers at the same time; the replies of each in the order of `asks`."""
+    return [endpoint.ask_all(requests, progress) for endpoint, requests in asks]
+
+
+class _Asked:
+    """What the endpoints below have in common."""
+
+    def ask_all(self, requests: Collection[Request], progress: Progress = SILENT) -> Iterator[Reply]:
+        return iter(self.complete_all(requests, progress))
+
+    def complete_all(self, requests: Collection[Request], progress: Progress = SILENT) -> list[Reply]:
+        raise NotImplementedError
 
 
 def _stored(reply: Reply) -> StoredReply:
@@ -65,7 +84,7 @@ def _interpret(key: str, stored: StoredReply) -> Reply:
     return reply if reply is not None else failed_reply(key, stored.error)
 
 
-def _replay(requests: Sequence[Request], journal: Journal) -> dict[str, Reply]:
+def _replay(requests: Collection[Request], journal: Journal) -> dict[str, Reply]:
     """What the journal already has. Stored bodies that are no replies (the process died before parsing) are taken back."""
     known: dict[str, Reply] = {}
     broken: list[Entry] = []
@@ -83,7 +102,7 @@ def _replay(requests: Sequence[Request], journal: Journal) -> dict[str, Reply]:
 # ── scripts and local engines ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class ScriptedEndpoint:
+class ScriptedEndpoint(_Asked):
     """A function in place of a model: tests, and the microworld's judge. It stands for a server, so its calls count as paid.
 
     Args:
@@ -100,7 +119,7 @@ class ScriptedEndpoint:
         self._answer = answer
         self._journal = journal
 
-    def complete_all(self, requests: Sequence[Request], progress: Progress = SILENT) -> list[Reply]:
+    def complete_all(self, requests: Collection[Request], progress: Progress = SILENT) -> list[Reply]:
         known = _replay(requests, self._journal)
         copies = Counter(r.key for r in requests)
         progress.advance(sum(copies[k] for k in known), f"{len(known)} from the journal" if known else "")
@@ -123,7 +142,7 @@ class ScriptedEndpoint:
         return said if isinstance(said, Reply) else Reply(said, Finish.stop, request.key)
 
 
-class BatchEndpoint:
+class BatchEndpoint(_Asked):
     """A local engine that answers in batches. Batches are cut from the full list of requests, and one with any reply missing is
     computed whole: what a model says may depend on the batch in its last bits, so it must not depend on where a run stopped.
 
@@ -140,10 +159,11 @@ class BatchEndpoint:
         self._journal = journal
         self._batch = batch
 
-    def complete_all(self, requests: Sequence[Request], progress: Progress = SILENT) -> list[Reply]:
+    def complete_all(self, requests: Collection[Request], progress: Progress = SILENT) -> list[Reply]:
         known = _replay(requests, self._journal)
-        for start in range(0, len(requests), self._batch):
-            chunk = requests[start : start + self._batch]
+        listed = list(requests)
+        for start in range(0, len(listed), self._batch):
+            chunk = listed[start : start + self._batch]
             missing = {r.key: r for r in chunk if r.key not in known}
             if missing:
                 known |= self._compute(chunk, missing)
@@ -188,7 +208,7 @@ DEAD_AFTER = 50
 """So many calls given up in a row, with no answer in between, mean that the server is gone."""
 
 
-class HttpEndpoint:
+class HttpEndpoint(_Asked):
     """A model behind an OpenAI-compatible chat server.
 
     Its address is no part of a call's identity, so that a moved server does not ask everything again; two different models
@@ -206,7 +226,7 @@ class HttpEndpoint:
         self._settings = settings
         self._journal = journal
 
-    def complete_all(self, requests: Sequence[Request], progress: Progress = SILENT) -> list[Reply]:
+    def complete_all(self, requests: Collection[Request], progress: Progress = SILENT) -> list[Reply]:
         known = _replay(requests, self._journal)
         copies = Counter(r.key for r in requests)
         progress.advance(sum(copies[k] for k in known), f"{len(known)} from the journal" if known else "")
