@@ -26,6 +26,8 @@ from starling.records import Record
 
 USER = rec.Message(role="user", content="Wie viel ist 2 × 3? 🐱\x00\r\n")
 PROMPT = rec.Prompt.make((rec.Message(role="system", content=""), USER), ("a", "b"), "test")
+SUPPORT = rec.PairSupport(better="x", worse="y", support=0.5, weight=2)
+PAIR = rec.RankedPair(better=0, worse=1, confidence=0.25, weight=2)
 VERDICT = rec.PairVerdict(first="x", second="y", winner="y")
 
 
@@ -52,7 +54,18 @@ SAMPLES: dict[type[Record], list[Record]] = {
     rec.PairVerdict: [VERDICT],
     rec.Judgment: [judgment(), judgment(outcome="unparsed", ranking=None, good_natured=None, pair_verdicts=(), reason="?")],
     rec.RankedAnswer: [rec.RankedAnswer(answer="a", model="m", rank=0.1)],
-    rec.RankedPrompt: [ranked(), ranked(good_natured=True, lineage={})],
+    rec.PairSupport: [SUPPORT],
+    rec.MergedRanking: [
+        rec.MergedRanking(
+            prompt_id="p", outcome=rec.Outcome.ranked, tiers=(("x",), ("y", "z")), good_natured=None, pairs=(SUPPORT,),
+            contested=True, calls=("c", "d"),
+        ),
+        rec.MergedRanking(
+            prompt_id="p", outcome=rec.Outcome.refused, tiers=(), good_natured=None, pairs=(), contested=False, calls=(), reason="?",
+        ),
+    ],
+    rec.RankedPair: [PAIR],
+    rec.RankedPrompt: [ranked(), ranked(good_natured=True, lineage={}), ranked(pairs=(PAIR,))],
     rec.Comparison: [
         rec.Comparison(prompt_id="p", a="a", b="b", winner="tie", by="human", outcome=rec.Outcome.ranked),
         rec.Comparison(prompt_id="p", a="a", b="b", winner=None, by="judge", outcome=rec.Outcome.refused),

@@ -14,11 +14,13 @@ from starling.records import (
     Comparison,
     Finish,
     Judgment,
+    MergedRanking,
     Message,
     Outcome,
     PairVerdict,
     Prompt,
     RankedAnswer,
+    RankedPair,
     RankedPrompt,
     Record,
     Response,
@@ -137,11 +139,39 @@ def ranked(*ranks: float) -> RankedPrompt:
     return RankedPrompt(prompt=Prompt.make((user("a"),), ("x",)), answers=answers, good_natured=None)
 
 
-def test_answers_are_best_first_without_ties() -> None:
+def test_answers_are_best_first_and_tied_ones_share_a_rank() -> None:
     assert [a.rank for a in ranked(1, 2, 3).answers] == [1.0, 2.0, 3.0]
-    for ranks in ((1,), (), (2, 1), (1, 1), (1, 3), (0, 1), (1, 2.5)):
+    assert not ranked(1, 2, 3).tied
+    assert [ranked(*r).tied for r in ((1, 1), (1, 2, 2, 4), (1, 1, 3))] == [True, True, True]
+    for ranks in ((1,), (), (2, 1), (1, 3), (0, 1), (1, 2.5), (1, 1, 2), (1, 2, 2, 3), (2, 2)):
         with pytest.raises(ValidationError, match=r"two answers|best first"):
             ranked(*ranks)
+
+
+def test_pairs_of_a_ranked_prompt_name_answers_that_are_there() -> None:
+    row = ranked(1, 2)
+    pair = RankedPair(better=0, worse=1, confidence=0.75, weight=4)
+    assert row.model_copy(update={"pairs": (pair,)}).pairs[0].confidence == 0.75
+    for better, worse in ((0, 2), (1, 1)):
+        broken = pair.model_dump() | {"better": better, "worse": worse}
+        with pytest.raises(ValidationError, match="not there"):
+            RankedPrompt.model_validate(row.model_dump() | {"pairs": (broken,)})
+
+
+def merged(**changes: Any) -> MergedRanking:
+    given: dict[str, Any] = {
+        "prompt_id": "p", "outcome": "ranked", "tiers": (("a",), ("b", "c")), "good_natured": True,
+        "pairs": ({"better": "a", "worse": "b", "support": 2.5, "weight": 3},), "contested": False, "calls": ("k",),
+    }  # fmt: skip
+    return MergedRanking.model_validate(given | changes)
+
+
+def test_a_merged_ranking_has_tiers_exactly_when_it_is_ranked() -> None:
+    assert merged().tiers == (("a",), ("b", "c"))
+    assert merged(outcome="unparsed", tiers=(), pairs=()).tiers == ()
+    for tiers, outcome in (((), "ranked"), ((("a",), ()), "ranked"), ((("a",),), "refused"), ((("a",), ("a",)), "ranked")):
+        with pytest.raises(ValidationError, match=r"tiers|twice"):
+            merged(tiers=tiers, outcome=outcome)
 
 
 @pytest.mark.parametrize(("winner", "swapped"), [("a", "b"), ("b", "a"), ("tie", "tie"), (None, None)])

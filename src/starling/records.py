@@ -4,7 +4,8 @@ Producer → consumer of each record:
 
     Prompt        prompts → responses, ranking, policy, evaluate
     Response      responses → ranking
-    Judgment      ranking → nectar, report
+    Judgment      ranking → audit, report: one judge call
+    MergedRanking ranking → nectar: what all calls about a prompt come to
     RankedPrompt  nectar → reward (and any reader of the public Nectar schema)
     Comparison    evaluate (head to head), arena → stats
     Score         evaluate, `starling score` → report
@@ -115,6 +116,7 @@ class Response(Record):
     text: str = Field(description="The reply, without template markers; empty when finish is error.")
     finish: Finish = Field(description="Why it ended.")
     call_id: str = Field(description="Key of the call in the journal.")
+    reason: str = Field(default="", description="Why there is no text, in words; empty unless finish is error.")
 
 
 class Outcome(StrEnum):
@@ -161,19 +163,59 @@ class Judgment(Record):
     def _ranked_iff_permutation(self) -> Judgment:
         if (self.ranking is not None) != (self.outcome is Outcome.ranked):
             raise ValueError("a judgment has a ranking exactly when its outcome is ranked")
-        if self.ranking is not None and (
-            sorted(self.ranking) != sorted(self.shown) or len(set(self.shown)) != len(self.shown)
-        ):
+        if self.ranking is not None and (sorted(self.ranking) != sorted(self.shown) or len(set(self.shown)) != len(self.shown)):
             raise ValueError("a ranking must be a permutation of the responses shown")
         return self
 
 
+class PairSupport(Record):
+    """How much of what the judge said about two responses speaks for the one that was ranked above the other."""
+
+    better: str = Field(description="Response id ranked above, or the first of two tied ones.")
+    worse: str = Field(description="The other response id.")
+    support: float = Field(ge=0, description="Weight of the verdicts for `better`; a verdict that they are equal counts half.")
+    weight: float = Field(gt=0, description="Weight of all verdicts about the two; support / weight is the confidence.")
+
+
+class MergedRanking(Record):
+    """What all judge calls about one prompt come to. Law: outcome is ranked ⇔ there are tiers."""
+
+    prompt_id: str = Field(description="The prompt judged.")
+    outcome: Outcome = Field(description="ranked when at least one call gave a ranking; else what became of the last call.")
+    tiers: tuple[tuple[str, ...], ...] = Field(
+        description="Response ids best first; in one tier they are tied. Empty unless ranked."
+    )
+    good_natured: bool | None = Field(description="The view of most calls that gave one; None when none did or they balance.")
+    pairs: tuple[PairSupport, ...] = Field(description="Every pair of the ranked responses, in the order of the tiers.")
+    contested: bool = Field(description="The judge's first order left doubt: the ranking contradicts its own verdicts.")
+    calls: tuple[str, ...] = Field(description="Journal keys of the calls that were merged.")
+    reason: str = Field(default="", description="Why it is not ranked, in words; empty when ranked.")
+
+    @model_validator(mode="after")
+    def _tiers_iff_ranked(self) -> MergedRanking:
+        ids = [i for tier in self.tiers for i in tier]
+        if bool(ids) != (self.outcome is Outcome.ranked) or not all(self.tiers):
+            raise ValueError("a merged ranking has tiers, none of them empty, exactly when its outcome is ranked")
+        if len(set(ids)) != len(ids):
+            raise ValueError("a response stands in a merged ranking twice")
+        return self
+
+
 class RankedAnswer(Record):
-    """One answer of a ranked prompt; rank 1.0 is best."""
+    """One answer of a ranked prompt; rank 1.0 is best, tied answers share the rank of the first of them."""
 
     answer: str
     model: str
     rank: float
+
+
+class RankedPair(Record):
+    """Two answers of a ranked prompt, by their places (0 = best), and how surely the first is the better one."""
+
+    better: int = Field(ge=0)
+    worse: int = Field(ge=0)
+    confidence: float = Field(ge=0, le=1, description="Share of the judge's verdicts about the two that agrees.")
+    weight: float = Field(gt=0, description="How many verdicts that is a share of.")
 
 
 class RankedPrompt(Record):
@@ -183,15 +225,23 @@ class RankedPrompt(Record):
     answers: tuple[RankedAnswer, ...] = Field(description="Answers sorted by rank, best first; at least two.")
     good_natured: bool | None = Field(description="The judge's view of the request; None when unknown.")
     lineage: dict[str, str] = Field(default_factory=dict, description="Judge, rubric and call, or the imported file.")
+    pairs: tuple[RankedPair, ...] = Field(default=(), description="What is known about single pairs; may be empty.")
 
     @model_validator(mode="after")
     def _best_first(self) -> RankedPrompt:
         ranks = [a.rank for a in self.answers]
         if len(ranks) < 2:
             raise ValueError(f"a ranking needs at least two answers, this one has {len(ranks)}")
-        if ranks != [float(i) for i in range(1, len(ranks) + 1)]:
-            raise ValueError(f"ranks must be 1…{len(ranks)} in order, best first, without ties; found {ranks}")
+        if ranks != [1.0 + sum(other < rank for other in ranks) for rank in ranks] or ranks != sorted(ranks):
+            raise ValueError(f"ranks must be 1…{len(ranks)} best first, tied ones sharing the first's; found {ranks}")
+        if any(max(p.better, p.worse) >= len(ranks) or p.better == p.worse for p in self.pairs):
+            raise ValueError("a pair names an answer that is not there")
         return self
+
+    @property
+    def tied(self) -> bool:
+        """Whether two answers share a rank."""
+        return len({a.rank for a in self.answers}) < len(self.answers)
 
 
 class Comparison(Record):

@@ -1,0 +1,122 @@
+"""Commands of the chain: run it whole or up to a stage, see where it stands and what it will cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from starling.cli.common import AsJson, ConfigFile, Overrides, Until, app, complain, load, print_json, print_table
+
+if TYPE_CHECKING:
+    from starling.config import Config
+    from starling.lineage import Status
+
+STAGE_COMMANDS = {
+    "prompts": "prompts",
+    "respond": "responses",
+    "rank": "ranking",
+    "dataset": "dataset",
+    "train-reward": "reward",
+    "train-policy": "policy",
+    "evaluate": "evaluate",
+    "report": "report",
+    "publish": "publish",
+}
+"""Command → stage; the world stage runs where another one needs it."""
+
+
+def _stage_rows(states: Sequence[Status]) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": s.stage,
+            "state": s.state,
+            "rows": s.artifact.rows if s.artifact else None,
+            "seconds": round(s.artifact.seconds, 1) if s.artifact else None,
+            "why": s.why,
+        }
+        for s in states
+    ]
+
+
+@app.command()
+def run(config: ConfigFile, until: Until = None, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Run the chain; what is done already is not done again."""
+    _run(load(config, set_), until, as_json)
+
+
+def _run(settings: Config, until: str | None, as_json: bool) -> None:
+    from starling import pipeline
+    from starling.progress import RichProgress
+
+    states = pipeline.run(settings, until, RichProgress(), tell=complain)
+    summary_file = settings.run.dir / pipeline.SUMMARY_FILE
+    evaluated = any(s.stage == "evaluate" for s in states)
+    summary = json.loads(summary_file.read_text("utf-8")) if evaluated else None
+    report = next((s.artifact.path / "report.html" for s in states if s.stage == "report" and s.artifact), None)
+    if as_json:
+        print_json({"stages": _stage_rows(states), "summary": summary, "report": str(report) if report else None})
+        return
+    print_table([{k: v for k, v in row.items() if k != "why"} for row in _stage_rows(states)])
+    for line in _summary_lines(summary or {}):
+        print(line)
+    print(f"report: {report}" if report else f"run directory: {settings.run.dir}")
+
+
+def _summary_lines(summary: dict[str, Any]) -> Iterable[str]:
+    """What got better, in a few lines."""
+    if "gold" in summary:
+        yield ""
+        for side in ("base", "tuned"):
+            part = summary["gold"][side]
+            low, high = part["ci"]
+            yield f"{side:>6}: gold score {part['mean']:.3f} [{low:.3f}, {high:.3f}], greedy {part['greedy']:.3f}"
+    if summary.get("reward", {}).get("pair_accuracy") is not None:
+        part = summary["reward"]
+        low, high = part["ci"]
+        yield f"reward: orders {part['pair_accuracy']:.3f} [{low:.3f}, {high:.3f}] of the pairs of unseen prompts rightly"
+    if "seconds" in summary:
+        yield f"  time: {summary['seconds']:.0f} s over all stages ({summary['policy']['algorithm'].upper()})"
+
+
+def _add_stage_command(name: str, stage: str) -> None:
+    @app.command(name=name, help=f"Run the chain up to the stage '{stage}'.")
+    def stage_command(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+        _run(load(config, set_), stage, as_json)
+
+
+for _name, _stage in STAGE_COMMANDS.items():
+    _add_stage_command(_name, _stage)
+
+
+@app.command()
+def status(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Show which stages are done, stale or missing, and why."""
+    from starling import pipeline
+
+    rows = _stage_rows(pipeline.status(load(config, set_)))
+    print_json(rows) if as_json else print_table(rows)
+
+
+@app.command()
+def plan(config: ConfigFile, until: Until = None, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what a run would do and cost, before anything is spent: stages, model calls, tokens."""
+    from starling import pipeline
+    from starling import plan as planning
+
+    settings = load(config, set_)
+    wanted = [s.name for s in pipeline.needed(settings, until)]
+    states = [s for s in pipeline.status(settings) if s.stage in wanted]
+    todo = [s.stage for s in states if s.state != "done"]
+    planning.check(settings, todo)
+    calls = planning.as_rows(planning.plan(settings, todo))
+    if as_json:
+        print_json({"stages": _stage_rows(states), "calls": calls})
+        return
+    print_table([{"stage": s.stage, "state": s.state, "does": pipeline.BY_NAME[s.stage].does} for s in states])
+    if calls:
+        print()
+        print_table(calls)
+        print("\nprompt_tokens: estimate at 4 characters a token; completion_tokens: upper bound.")
+        print("Only models of the kind openai can cost money.")
+        print(f"Calls answered before come from {settings.run.dir}/journal.sqlite and are not asked again.")

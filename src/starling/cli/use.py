@@ -1,0 +1,75 @@
+"""Commands that use what was made: talk, score, look."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from starling.cli.common import AsJson, app, print_json
+
+
+@app.command()
+def chat(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A causal model's folder, or a run directory.")],
+    greedy: Annotated[bool, typer.Option("--greedy", help="Most likely reply instead of a sampled one.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampled replies.")] = 0,
+) -> None:
+    """Talk to a policy: one line of stdin is one turn, an empty line starts a new conversation."""
+    from starling import interact
+    from starling.records import Sampling
+
+    folder = interact.model_folder(path, "policy")
+    sampling = Sampling(temperature=0.0 if greedy else 1.0)
+    talk = interact.Conversation(folder, sampling, seed)
+    asks = sys.stdin.isatty()
+    while True:
+        if asks:
+            print("you> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            print(talk.say(line.strip()), flush=True)
+        else:
+            talk.messages = ()
+
+
+@app.command()
+def score(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A reward model's folder, or a run directory.")],
+) -> None:
+    """Read conversations from stdin (jsonl) and print their rewards (jsonl), in the same order."""
+    from starling import interact
+
+    for found in interact.score_lines(interact.model_folder(path, "reward"), sys.stdin.buffer):
+        print(found.model_dump_json())
+
+
+@app.command()
+def show(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of a finished stage, e.g. runs/tiny/ranking.")],
+    outcome: Annotated[str | None, typer.Option("--outcome", metavar="NAME", help="Only rows with this outcome.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows to print.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show an artifact: where it came from, counts and failures, rows; judgments with the judge's raw reply."""
+    from starling import interact
+
+    found = interact.open_folder(artifact)
+    about = {
+        "stage": found.stage, "fingerprint": found.fingerprint, "rows": found.rows, "seconds": found.seconds,
+        "outcomes": found.outcomes, "inputs": found.inputs, "metrics": found.metrics, "config": found.config,
+    }  # fmt: skip
+    listed = interact.artifact_rows(found, outcome, rows)
+    if as_json:
+        print_json({**about, "sample": listed})
+        return
+    for name, value in about.items():
+        print(f"{name}: {json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value}")
+    for row in listed:
+        print()
+        print_json(row)
