@@ -61,7 +61,8 @@ SAMPLES: dict[type[Record], list[Record]] = {
             contested=True, calls=("c", "d"),
         ),
         rec.MergedRanking(
-            prompt_id="p", outcome=rec.Outcome.refused, tiers=(), good_natured=None, pairs=(), contested=False, calls=(), reason="?",
+            prompt_id="p", outcome=rec.Outcome.refused, tiers=(), good_natured=None, pairs=(), contested=False, calls=(),
+            reason="?",
         ),
     ],
     rec.RankedPair: [PAIR],
