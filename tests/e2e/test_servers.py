@@ -155,7 +155,7 @@ def test_the_budget_stops_and_more_budget_goes_on(
     settings: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.call(["dataset", str(settings), "--set", "run.budget_calls=10"]) == 1
-    assert "budget of 10" in capsys.readouterr().err
+    assert "run.budget_calls = 10 (10 made)" in capsys.readouterr().err
     assert len(server.calls) == 10
     assert cli.call(["dataset", str(settings), "--set", "run.budget_calls=36"]) == 0
     assert len(server.calls) == 36
