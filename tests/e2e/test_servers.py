@@ -134,7 +134,7 @@ def test_from_a_file_to_a_dataset(settings: Path, server: Server, tmp_path: Path
     assert "content_filter" in shown["sample"][0]["raw_reply"]
     everything = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     with sqlite3.connect(tmp_path / "run" / "journal.sqlite") as journal:
-        packed = journal.execute("SELECT request FROM requests UNION ALL SELECT body FROM attempts").fetchall()
+        packed = journal.execute("SELECT text FROM questions UNION ALL SELECT text FROM replies").fetchall()
     assert len(packed) == 2 * 36
     assert KEY.encode() not in everything + b"".join(zlib.decompress(blob) for (blob,) in packed)
 
