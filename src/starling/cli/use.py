@@ -51,8 +51,15 @@ def score(
 
 @app.command()
 def show(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of a finished stage, e.g. runs/tiny/ranking, or a journal.sqlite.")],
-    outcome: Annotated[str | None, typer.Option("--outcome", metavar="NAME", help="Only rows with this outcome; of a journal: answered, failed or unfinished.")] = None,
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="Folder of a finished stage, e.g. runs/tiny/ranking, or a journal.sqlite.")
+    ],
+    outcome: Annotated[
+        str | None,
+        typer.Option(
+            "--outcome", metavar="NAME", help="Only rows with this outcome; of a journal: answered, failed or unfinished."
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows to print.")] = 3,
     as_json: AsJson = False,
 ) -> None:
