@@ -201,6 +201,10 @@ def rubric_of(mode: RankingMode, ties: bool = False) -> Rubric:
     return RUBRICS[_KINDS[mode], ties and mode != "pointwise"]
 
 
+NONCE_CHARS = 16
+"""Length of the marker of a call: 64 bits that nobody can guess."""
+
+
 # ── the prompt ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -251,6 +255,13 @@ def build_prompt(
         Message(role="system", content=_filled(rubric, count, len(pair_order))),
         Message(role="user", content="\n".join(out)),
     )
+
+
+def prompt_chars(rubric: Rubric, messages: Messages, answers: Sequence[str], pair_order: Sequence[tuple[int, int]]) -> int:
+    """Characters of the prompt that `build_prompt` would make, both messages, without making it."""
+    turns = tuple(Message(role=m.role, content="") for m in messages)
+    frame = build_prompt(rubric, turns, [""] * len(answers), pair_order, "0" * NONCE_CHARS)
+    return sum(len(m.content) for m in (*frame, *messages)) + sum(map(len, answers))
 
 
 def _filled(rubric: Rubric, count: int, listed: int) -> str:

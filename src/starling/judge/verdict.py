@@ -29,6 +29,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 LETTERS = "ABCDEFGHIJKL"
 """Names of the answers shown, by position; so K is at most 12."""
@@ -141,7 +144,7 @@ def write_reply(verdict: Verdict, grammar: Grammar = Grammar.starling_1) -> str:
     return "\n".join(lines)
 
 
-def places(ranking: Sequence[int], tied: Sequence[int]) -> list[Sequence[int]]:
+def places(ranking: Sequence[_T], tied: Sequence[int]) -> list[Sequence[_T]]:
     """The ranking cut into its places, best first: ((2, 0, 1), (1, 2)) gives [(2,), (0, 1)]; singles when `tied` is empty."""
     found, start = [], 0
     for size in tied or [1] * len(ranking):
