@@ -22,8 +22,9 @@ from starling.records import Finish, Judgment, Prompt, Response
 class Ranked:
     """All judge calls' results in prompt order, and what never reached the judge.
 
-    `left_out` counts responses under `response_error` (the call for them had failed) and `response_repeated` (the same model
-    gave the same text twice), and prompts under `fewer_than_2_responses`. Example: Ranked([…], {"response_error": 3}).
+    `left_out` counts responses under `response_error` (the call for them had failed), `response_duplicate` and `response_empty`
+    (the responses stage set them aside) and `response_repeated` (the same response twice), and prompts under
+    `fewer_than_2_responses`. Example: Ranked([…], {"response_error": 3}).
     """
 
     judgments: list[Judgment]
@@ -46,7 +47,7 @@ def rank(
 ) -> Ranked:
     """One judge call (and at most one more) per prompt that has at least two usable responses.
 
-    Responses with equal texts from different models are all shown; the judge has to order them somehow.
+    Responses with equal texts from different models are all shown unless they were set aside (`responses.distinct`).
 
     Raises:
         ArtifactError: a response belongs to none of the prompts.
@@ -62,6 +63,8 @@ def rank(
             )
         if response.finish is Finish.error:
             left_out["response_error"] += 1
+        elif response.set_aside:
+            left_out[f"response_{response.set_aside}"] += 1
         elif response.id in usable[response.prompt_id]:
             left_out["response_repeated"] += 1
         else:
