@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starling.artifacts import RecordFile, read_records, write_records
-from starling.config import ResponsesSection
+from starling.config import ResponsesSection, load_config
 from starling.endpoint import BatchEndpoint, Endpoint, Reply, Request, ScriptedEndpoint
-from starling.errors import ArtifactError
+from starling.errors import ArtifactError, ConfigError
 from starling.journal import Journal
+from starling.plan import plan
 from starling.records import Finish, FoundAnswer, Message, ModelRef, Prompt, Response, Sampling, content_hash
 from starling.responses import Ask, Collected, Fate, Step, collect, most_asks, next_asks, slots_of
 
@@ -200,6 +201,90 @@ def test_shares_that_do_not_add_up_to_a_whole_number_give_its_neighbours() -> No
     assert {len(c) for c in chosen} == {2, 3}
     assert {c["c"] for c in chosen} == {0, 2}, "a model that is drawn gives all its samples"
     assert abs(sum(len(c) == 3 for c in chosen) / len(IDS) - 0.3) < 4 * (0.3 * 0.7 / len(IDS)) ** 0.5
+
+
+# ── settings and plan ────────────────────────────────────────────────────────────────────────────────────────────────
+
+TOML = """
+[run]
+dir = "runs/x"
+[prompts]
+sources = [{ type = "file", path = "p.jsonl", name = "mine" }]
+validation_fraction = 0.0
+test_fraction = 0.0
+[models]
+a = { type = "openai", base_url = "http://127.0.0.1:1/v1", name = "a", system = "Be brief, please." }
+b = { type = "openai", base_url = "http://127.0.0.1:1/v1", name = "b", sampling = { temperature = 0.0, max_tokens = 10 } }
+c = { type = "openai", base_url = "http://127.0.0.1:1/v1", name = "c", sampling = { max_tokens = 20 } }
+[responses]
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("", "at least two models: one answer cannot be ranked (K = 1)"),
+        ('models = ["a"]', "(K = 1)"),
+        ('models = ["a", "b"]\nk = 1', "greater than or equal to 2"),
+        ('models = ["a", "b"]\npool = [{ model = "c" }]', "in two ways; keep one"),
+        ('pool = [{ model = "a" }, { model = "a" }]', "named twice; `samples`"),
+        ('pool = [{ model = "a", fallback = ["b", "a"] }, { model = "b" }]', "'a' is its own fallback"),
+        ('pool = [{ model = "a" }, { model = "b", share = 0.5 }, { model = "c" }]', "`k` must say"),
+        ('pool = [{ model = "a" }, { model = "b", share = 0.0 }]\nk = 2', "greater than 0"),
+        ('pool = [{ model = "a" }, { model = "b", share = 0.5 }]\nk = 2', "give only 1.5 per prompt"),
+        ('models = ["a", "b"]\nk = 5\nfillers = ["c", "c"]', "k = 5, but pool, fillers and found answers give only 4"),
+        ('models = ["a", "b"]\nk = 5\nuse_found = true\nmax_found = 2', "give only 4 per prompt"),
+        ('pool = [{ model = "a", samples = 7 }, { model = "c", samples = 6 }]', "13 answers per prompt are more than a judge"),
+        ('models = ["a", "x"]', "responses names the model 'x', which is not under [models]"),
+        ('pool = [{ model = "a", fallback = ["x"] }, { model = "b" }]', "the model 'x'"),
+        ('models = ["a", "b"]\nfillers = ["x"]', "the model 'x'"),
+        ('pool = [{ model = "b", samples = 2 }]', "'b' is to draw 2 answers, which are all the same at temperature 0"),
+        ('pool = [{ model = "a", weight = 2 }, { model = "b" }]', "'responses.pool.0.weight'"),
+    ],
+)
+def test_pools_that_cannot_work_are_refused(tmp_path: Path, settings: str, told: str) -> None:
+    (tmp_path / "c.toml").write_text(TOML + settings)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.toml")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers", "names"),
+    [
+        ('models = ["b", "a"]', 2, ("b", "a")),
+        ('models = ["a", "b"]\nfillers = ["c", "a"]\nk = 4', 4, ("a", "b", "c")),
+        ('pool = [{ model = "a", samples = 3, fallback = ["c"] }, { model = "b" }]', 4, ("a", "b", "c")),
+        ('models = ["a", "b"]\nk = 5\nuse_found = true\nmax_found = 3', 5, ("a", "b")),
+        ('pool = [{ model = "a" }, { model = "b", share = 0.9 }, { model = "c", share = 0.1 }]\nk = 2', 2, ("a", "b", "c")),
+    ],
+)
+def test_pools_that_work(tmp_path: Path, settings: str, answers: int, names: tuple[str, ...]) -> None:
+    (tmp_path / "c.toml").write_text(TOML + settings)
+    section = load_config(tmp_path / "c.toml").responses
+    assert section is not None
+    assert (section.answers, section.names) == (answers, names)
+
+
+def test_the_plan_counts_calls_by_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 prompts of 8 characters, K = 2: a answers all, b half; c stands in for b's failures and fills the other half.
+
+    a may be drawn 1 + 2 times, c 1 + 2 times in b's place and 1 + 2 times as a filler, b (greedy) once.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text("".join(f'{{"prompt": "Hi {i:05}"}}\n' for i in range(1000)), "utf-8")
+    pool = 'pool = [{ model = "a" }, { model = "b", share = 0.5, fallback = ["c"] }]\nfillers = ["c"]\nk = 2'
+    Path("c.toml").write_text(TOML + pool)
+    config = load_config(Path("c.toml"))
+    a, b, c = plan(config, ["responses"])
+    assert [x.model for x in (a, b, c)] == ["a", "b", "c"]
+    assert (a.calls, a.further_calls) == (1000, 2000)
+    assert 440 < b.calls < 560
+    assert (b.further_calls, c.calls) == (0, 1000 - b.calls)
+    assert c.further_calls == 3 * b.calls + 3 * 1000 - c.calls
+    assert (b.completion_tokens, c.completion_tokens) == (10 * b.calls, 20 * c.calls)
+    assert b.prompt_tokens == b.calls * (8 // 4 + 1)
+    assert a.prompt_tokens == 1000 * ((8 + len("Be brief, please.")) // 4 + 1)
 
 
 # ── what is collected ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -120,7 +120,6 @@ def _responses(job: Job) -> None:
     assert settings is not None
     world = is_world(job.config)
     asked = job.prompts("train", "validation") if world else RecordFile(job.path("prompts") / "prompts.parquet", Prompt)
-    answers = job.path("prompts") / "answers.parquet"
     collected = responses.collect(
         asked,
         job.endpoints.pool(),
@@ -129,7 +128,7 @@ def _responses(job: Job) -> None:
         scratch=job.scratch,
         seed=job.seed,
         systems=systems_of(job.config),
-        found=RecordFile(answers, FoundAnswer) if settings.use_found and answers.exists() else (),
+        found=RecordFile(job.path("prompts") / "answers.parquet", FoundAnswer) if settings.use_found else (),
         progress=job.progress,
     )
     job.draft.rows = collected.rows

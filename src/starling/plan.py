@@ -3,7 +3,8 @@
 `check` finds what would stop a run later (missing files, folders that are no models, keys that are not set, parts that are
 not installed) before the run directory is touched. `plan` counts calls and estimates tokens; its numbers are
 
-    exact        prompts, calls of responses and ranking without retries (as if no answers were found with the prompts)
+    exact        prompts, calls of responses and ranking without retries (before the prompts
+                 stage is done, as if no answers were found with the prompts)
     upper bound  completion tokens (every reply as long as allowed)
     estimate     prompt tokens, at four characters a token (English text, common tokenizers: 3.5–4.5)
 """
@@ -18,12 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from starling import prompts
+from starling.artifacts import RecordFile, open_artifact
 from starling.chat import with_system
 from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, OpenAIModel, secret
 from starling.errors import ConfigError, InputError, MissingExtra
 from starling.judge.rubric import STARLING, build_prompt
 from starling.lineage import MICROWORLD_BASE, is_world
-from starling.records import Message, Prompt
+from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
 from starling.serving import systems_of
@@ -158,7 +160,7 @@ def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
     asked = [p for p in everything if p.split != "test"] if is_world(config) else everything
     calls: list[Calls] = []
     if "responses" in stages:
-        calls += _pool_calls(config, asked)
+        calls += _pool_calls(config, asked, _found(config, stages))
     if "ranking" in stages and config.ranking is not None:
         calls.append(_judge_calls(config, "ranking", asked, config.responses.answers if config.responses else 0))
     if "evaluate" in stages:
@@ -180,7 +182,15 @@ def _gathered(config: Config) -> tuple[Prompt, ...]:
     return prompts.gather(config.prompts, from_world, seed=config.run.seed).prompts
 
 
-def _pool_calls(config: Config, asked: Iterable[Prompt], found: Mapping[str, int] | None = None) -> list[Calls]:
+def _found(config: Config, stages: Sequence[str]) -> Counter[str]:
+    """How many answers were found with each prompt, by its id; none are known before the prompts stage is done."""
+    if config.responses is None or not config.responses.use_found or "prompts" in stages:
+        return Counter()
+    file = open_artifact(config.run.dir, "prompts").path / "answers.parquet"
+    return Counter(answer.prompt_id for answer in RecordFile(file, FoundAnswer))
+
+
+def _pool_calls(config: Config, asked: Iterable[Prompt], found: Mapping[str, int]) -> list[Calls]:
     """The calls of the responses stage, by model: exactly those of its first round, and what later rounds may add.
 
     Args:
@@ -198,7 +208,7 @@ def _pool_calls(config: Config, asked: Iterable[Prompt], found: Mapping[str, int
     tokens: Counter[str] = Counter()
     most: Counter[str] = Counter()
     for prompt in asked:
-        there = (found or {}).get(prompt.id, 0) if settings.use_found else 0
+        there = found.get(prompt.id, 0)
         need = max(0, settings.answers - min(there, settings.max_found or there))
         slots = slots_of(prompt.id, settings, greedy, config.run.seed)
         most += most_asks(slots, need)

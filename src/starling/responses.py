@@ -261,7 +261,7 @@ class _Questions(Collection[Request]):
 
     def __init__(self, prompts: Collection[Prompt], endpoint: Endpoint, system: str | None) -> None:
         self._prompts, self._model, self._system = prompts, endpoint.model, system
-        self._numbers, self._samples = array("I"), array("B")
+        self._numbers, self._samples = array("I"), array("H")
 
     def add(self, number: int, sample: int) -> None:
         """Ask about the prompt of this number; numbers never fall."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,12 +87,12 @@ class ResponsesSection(Section):
         default=None, gt=0, description="Most found answers per prompt (Starling: 2 of HH-RLHF); as many as fit when not given."
     )
 
-    @property
+    @cached_property
     def members(self) -> tuple[PoolModel, ...]:
         """The pool, whichever way it is written."""
         return self.pool or tuple(PoolModel(model=name) for name in self.models)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Every model that may be asked: pool, fallbacks, fillers; each once, in this order."""
         in_place = [name for member in self.members for name in member.fallback]
