@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starling.artifacts import RecordFile, read_records, write_records
+from starling.artifacts import RecordFile, new_artifact, read_records, write_records
 from starling.config import ResponsesSection, load_config
 from starling.endpoint import BatchEndpoint, Endpoint, Reply, Request, ScriptedEndpoint
 from starling.errors import ArtifactError, ConfigError
@@ -287,6 +287,21 @@ def test_the_plan_counts_calls_by_model(tmp_path: Path, monkeypatch: pytest.Monk
     assert a.prompt_tokens == 1000 * ((8 + len("Be brief, please.")) // 4 + 1)
 
 
+def test_found_answers_save_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K = 3 of three models; three prompts with 0, 1 and 3 found answers of which at most 2 are used: 3 + 2 + 1 calls."""
+    monkeypatch.chdir(tmp_path)
+    Path("c.toml").write_text(TOML + 'models = ["a", "b", "c"]\nuse_found = true\nmax_found = 2\nresample = 0')
+    config = load_config(Path("c.toml"))
+    prompts = prompts_of("one", "two", "three")
+    Path("p.jsonl").write_text("".join(f'{{"prompt": "{p.messages[-1].content}"}}\n' for p in prompts))
+    with new_artifact(config.run.dir, "prompts", key="k", inputs={}, config={}) as draft:
+        write_records(draft.path / "prompts.parquet", prompts, Prompt)
+        write_records(draft.path / "answers.parquet", found(prompts[1], "x") + found(prompts[2], *"xyz"), FoundAnswer)
+    assert sum(c.calls for c in plan(config, ["responses"])) == 6
+    assert sum(c.calls + c.further_calls for c in plan(config, ["responses"])) == 9
+    assert sum(c.calls for c in plan(config, ["prompts", "responses"])) == 9, "before the prompts stage none are known"
+
+
 # ── what is collected ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -464,6 +479,22 @@ def test_a_reply_that_repeats_a_found_answer_is_drawn_again(bench: Bench) -> Non
     assert usable(rows, PROMPTS[0])[0] == ("human", "yes")
     assert len(usable(rows, PROMPTS[0])) == 2
     assert {text for _, text in usable(rows, PROMPTS[0])} in ({"yes", "maybe"}, {"yes", "one!"})
+
+
+def test_more_found_answers_than_k_and_blank_ones(bench: Bench) -> None:
+    there = found(PROMPTS[0], "", *"abcde", " \n") + found(PROMPTS[1], "", " ")
+    rows, collected = bench.run({"a": says("!"), "b": says("?")}, use_found=True, max_found=5, more={"found": there})
+    assert [[bool(r.source) for r in rows if r.prompt_id == p.id] for p in PROMPTS] == [[True, True], [False, False]]
+    assert collected.metrics["found_unused"] == 7
+
+
+def test_prompts_that_nobody_answers_are_counted_too(bench: Bench) -> None:
+    """a answers half of the prompts and K = 2 hopes for found answers, of which there are none."""
+    many = prompts_of(*(f"p{i}" for i in range(40)))
+    rows, collected = bench.run({"a": says("!")}, many, pool=[{"model": "a", "share": 0.5}], k=2, use_found=True)
+    assert 10 < len(rows) < 30
+    assert collected.metrics["prompts_by_answers"] == {"0": 40 - len(rows), "1": len(rows)}
+    assert collected.outcomes == {"stop": len(rows), "fewer_than_k": 40}
 
 
 @pytest.mark.parametrize("order", [[1, 0], [0, 1, 0]])

@@ -291,7 +291,6 @@ class _Stage:
     def __init__(self, pool: Mapping[str, Endpoint], settings: ResponsesSection, seed: int, systems: Mapping[str, str]) -> None:
         self._pool, self._settings, self._seed, self._systems = pool, settings, seed, systems
         self._greedy = greedy_among({name: endpoint.model.sampling.temperature for name, endpoint in pool.items()})
-        self._order = {name: place for place, name in enumerate(settings.names)}
         self.found_unused = 0
 
     # ── found answers ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -358,7 +357,7 @@ class _Stage:
                 yield from one.rows
                 asks = self._next(one.prompt, one.state)
                 state, fresh = self._taken(one, [(model, next(replies[model])) for model, _ in asks])
-                yield from sorted(fresh, key=lambda r: self._order[r.model])
+                yield from fresh
                 if asks and self._next(one.prompt, state):
                     left[number] = state
 
