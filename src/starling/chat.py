@@ -81,6 +81,13 @@ def _check_turns(roles: Sequence[str]) -> None:
         )
 
 
+def with_system(messages: Messages, system: str | None) -> Messages:
+    """The conversation under a system message; one that opens with its own keeps that."""
+    if not system or messages[0].role == "system":
+        return messages
+    return (Message(role="system", content=system), *messages)
+
+
 def conversation_key(messages: Sequence[Message]) -> str:
     """16 hex digits of the first user turn, ignoring case and spacing: all later turns of a conversation share it.
 

@@ -78,7 +78,7 @@ def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
 
 
 def _reads_world(stage: str, config: Config) -> bool:
-    pool = config.responses.models if config.responses else ()
+    pool = config.responses.names if config.responses else ()
     judge = (config.ranking.judge,) if config.ranking else ()
     asks = {"responses": pool, "ranking": judge, "evaluate": pool + judge}.get(stage, ())
     trains = {"reward": config.reward.backbone, "policy": config.policy.base, "evaluate": config.policy.base}.get(stage)
@@ -97,7 +97,7 @@ def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section in stage.sections:
         if section == "pool":
-            value: Any = {name: _dump(config.models[name]) for name in (config.responses.models if config.responses else ())}
+            value: Any = {name: _dump(config.models[name]) for name in (config.responses.names if config.responses else ())}
         elif section == "judge":
             value = {config.ranking.judge: _dump(config.models[config.ranking.judge])} if config.ranking else None
         else:

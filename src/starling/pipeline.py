@@ -31,9 +31,9 @@ from starling.errors import ConfigError, UsageError
 from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status
 from starling.plan import check
 from starling.progress import SILENT, Progress
-from starling.records import Judgment, Prompt, RankedPrompt, Response
+from starling.records import FoundAnswer, Judgment, Prompt, RankedPrompt, Response
 from starling.rundir import WORK_FOLDER, Stopwatch, locked
-from starling.serving import Endpoints
+from starling.serving import Endpoints, systems_of
 
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.json"
@@ -116,12 +116,24 @@ def _prompts(job: Job) -> None:
 
 
 def _responses(job: Job) -> None:
-    asked = job.prompts("train", "validation") if is_world(job.config) else job.prompts()
-    collected = responses.collect(asked, job.endpoints.pool(), job.progress)
-    write_records(job.draft.path / "responses.parquet", collected, Response)
-    job.draft.rows = len(collected)
-    for response in collected:
-        job.draft.outcomes[response.finish.value] = job.draft.outcomes.get(response.finish.value, 0) + 1
+    settings = job.config.responses
+    assert settings is not None
+    world = is_world(job.config)
+    asked = job.prompts("train", "validation") if world else RecordFile(job.path("prompts") / "prompts.parquet", Prompt)
+    collected = responses.collect(
+        asked,
+        job.endpoints.pool(),
+        settings,
+        out=job.draft.path / "responses.parquet",
+        scratch=job.scratch,
+        seed=job.seed,
+        systems=systems_of(job.config),
+        found=RecordFile(job.path("prompts") / "answers.parquet", FoundAnswer) if settings.use_found else (),
+        progress=job.progress,
+    )
+    job.draft.rows = collected.rows
+    job.draft.outcomes.update(collected.outcomes)
+    job.draft.metrics.update(collected.metrics)
 
 
 def _ranking(job: Job) -> None:
@@ -229,6 +241,7 @@ def _evaluate(job: Job) -> None:
     metrics = evaluate.run(
         job.prompts(),
         pool=job.endpoints.pool(),
+        systems=systems_of(config),
         judge=job.endpoints.judge(),
         base=job.model_folder(config.policy.base),
         tuned=job.path("policy"),

@@ -35,8 +35,9 @@ RANKINGS_FILE = "rankings.parquet"
 class Ranked:
     """What the judge said, in prompt order, and what never reached it.
 
-    `left_out` counts responses under `response_error` (the call for them had failed) and `response_repeated` (the same model
-    gave the same text twice), and prompts under `fewer_than_2_responses`. Example: Ranked(…, left_out={"response_error": 3}).
+    `left_out` counts responses under `response_error` (the call for them had failed), `response_duplicate` and `response_empty`
+    (the responses stage set them aside) and `response_repeated` (the same response twice), and prompts under
+    `fewer_than_2_responses`. Example: Ranked(…, left_out={"response_error": 3}).
     """
 
     judgments: Collection[Judgment]
@@ -61,7 +62,7 @@ def rank(
 ) -> Ranked:
     """Judge every prompt that has at least two usable responses, in the mode and the number of orders that the settings name.
 
-    Responses with equal texts from different models are all shown; the judge has to order them somehow.
+    Responses with equal texts from different models are all shown unless they were set aside (`responses.distinct`).
 
     Args:
         prompts: re-iterable; the order of everything else.
@@ -147,6 +148,8 @@ class Panels(Iterable[Panel]):
             while waiting is not None and waiting.prompt_id == prompt.id:
                 if waiting.finish is Finish.error:
                     left_out["response_error"] += 1
+                elif waiting.set_aside:
+                    left_out[f"response_{waiting.set_aside}"] += 1
                 elif waiting.id in usable:
                     left_out["response_repeated"] += 1
                 else:

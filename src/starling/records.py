@@ -3,6 +3,7 @@
 Producer → consumer of each record:
 
     Prompt        prompts → responses, ranking, policy, evaluate
+    FoundAnswer   prompts → responses: what a source already had
     Response      responses → ranking
     Judgment      ranking → audit, report: one judge call
     MergedRanking ranking → nectar: what all calls about a prompt come to
@@ -112,11 +113,29 @@ class Response(Record):
 
     id: str = Field(description="Hash of prompt id, model and text.")
     prompt_id: str = Field(description="The prompt it answers.")
-    model: str = Field(description="Label of the model in the pool.")
+    model: str = Field(description="Label of the model in the pool, or what a source calls the author of a found answer.")
     text: str = Field(description="The reply, without template markers; empty when finish is error.")
     finish: Finish = Field(description="Why it ended.")
-    call_id: str = Field(description="Key of the call in the journal.")
+    call_id: str = Field(description="Key of the call in the journal; empty for an answer that was found.")
     reason: str = Field(default="", description="Why there is no text, in words; empty unless finish is error.")
+    set_aside: Literal["", "duplicate", "empty"] = Field(
+        default="", description="Why it does not count although the call was answered; empty when it counts."
+    )
+    source: str = Field(default="", description="Where it was found with its prompt; empty when it was asked for.")
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is one of the prompt's K answers, to be ranked."""
+        return self.finish is not Finish.error and not self.set_aside
+
+
+class FoundAnswer(Record):
+    """An answer that a source already had for one of its prompts."""
+
+    prompt_id: str = Field(description="The prompt it answers.")
+    model: str = Field(description="Who wrote it, as the source says.")
+    text: str = Field(description="The answer.")
+    source: str = Field(description="Label of the source it was found in.")
 
 
 class Outcome(StrEnum):

@@ -25,6 +25,7 @@ from starling.config.data import (
     DatasetSection,
     FilePrompts,
     MicroworldPrompts,
+    PoolModel,
     PromptSource,
     PromptsSection,
     RankingMode,
@@ -72,6 +73,7 @@ __all__ = [
     "OpenAIModel",
     "OptimizerSection",
     "PolicySection",
+    "PoolModel",
     "PromptSource",
     "PromptsSection",
     "PublishSection",
@@ -105,13 +107,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
-        named = [("responses.models", n) for n in (self.responses.models if self.responses else ())]
+        named = [("responses", n) for n in (self.responses.names if self.responses else ())]
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")
-        if self.responses is not None and len(self.responses.models) < 2:
-            raise ValueError("responses.models needs at least two models: one answer cannot be ranked (K = 1)")
+        for member in self.responses.members if self.responses else ():
+            sampling = getattr(self.models[member.model], "sampling", None)
+            if member.samples > 1 and sampling is not None and sampling.temperature == 0:
+                raise ValueError(f"'{member.model}' is to draw {member.samples} answers, which are all the same at temperature 0")
         if self.microworld is None and (
             any(m.type.startswith("microworld") for m in self.models.values())
             or any(s.type == "microworld" for s in (self.prompts.sources if self.prompts else ()))
