@@ -3,6 +3,7 @@
 Producer → consumer of each record:
 
     Prompt        prompts → responses, ranking, policy, evaluate
+    FoundAnswer   prompts → responses: an answer that a source brought along
     Response      responses → ranking
     Judgment      ranking → audit, report: one judge call
     MergedRanking ranking → nectar: what all calls about a prompt come to
@@ -78,6 +79,15 @@ class Prompt(Record):
 def prompt_id(messages: Messages) -> str:
     """16 hex digits that depend on roles and contents only."""
     return content_hash([[m.role, m.content] for m in messages], 16)
+
+
+class FoundAnswer(Record):
+    """An answer that a source of prompts brought along (UltraFeedback, HH-RLHF …); no model was called for it."""
+
+    prompt_id: str = Field(description="The prompt it answers.")
+    model: str = Field(description="Label of the model as the source names it, or as the settings say.")
+    text: str = Field(description="The answer; never blank, and never twice for one prompt.")
+    source: str = Field(description="Label of the source that brought it.")
 
 
 class Sampling(Record):

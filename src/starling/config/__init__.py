@@ -23,10 +23,6 @@ from starling.config.base import (
 )
 from starling.config.data import (
     DatasetSection,
-    FilePrompts,
-    MicroworldPrompts,
-    PromptSource,
-    PromptsSection,
     RankingSection,
     ResponsesSection,
 )
@@ -43,6 +39,15 @@ from starling.config.models import (
     OpenAIModel,
     RunSection,
 )
+from starling.config.prompts import (
+    BenchmarkSet,
+    DecontaminationSection,
+    FilePrompts,
+    MicroworldPrompts,
+    NearDuplicatesSection,
+    PromptSource,
+    PromptsSection,
+)
 from starling.config.training import (
     APA,
     PPO,
@@ -58,8 +63,10 @@ __all__ = [
     "APA",
     "PPO",
     "Algorithm",
+    "BenchmarkSet",
     "Config",
     "DatasetSection",
+    "DecontaminationSection",
     "EvaluateSection",
     "FilePrompts",
     "LocalModel",
@@ -68,6 +75,7 @@ __all__ = [
     "MicroworldSection",
     "MicroworldSpeaker",
     "Model",
+    "NearDuplicatesSection",
     "OpenAIModel",
     "OptimizerSection",
     "PolicySection",
