@@ -39,18 +39,21 @@ RECALL = 0.95
 SLACK = 0.1
 """How far below the threshold the similarity that the sketches estimate may lie: three standard errors at 0.8 and 128 values."""
 
-_MARKS = re.compile(r"""(?:(?<!\d)!|[.,;:?…"'”’])+(?=\s|$)|(?<!\S)["'“‘¿¡]+""")
+_OPENING, _CLOSING = frozenset("\"'“‘¿¡"), frozenset(".,;:?!…\"'”’")
+_MARKS = re.compile(r"""^["'“‘¿¡]+|(?:(?<!\d)!|[.,;:?…"'”’])+$""")
 _NUMBER = re.compile(r"\d+")
 
 
 # ── the same ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@lru_cache(maxsize=16)
 def words(text: str) -> str:
     """The text in lower case without the marks that open or end words, one blank between words; if that leaves nothing, as it
     is. `It's 5!` → `it's 5!`, `Why?` → `why`, `a != b` stays."""
-    lowered = unicodedata.normalize("NFC", text.casefold())
-    return " ".join(_MARKS.sub(" ", lowered).split()) or " ".join(lowered.split())
+    found = unicodedata.normalize("NFC", text.casefold()).split()
+    bare = [_MARKS.sub("", w) if w[-1] in _CLOSING or w[0] in _OPENING else w for w in found]
+    return " ".join(filter(None, bare)) or " ".join(found)
 
 
 def _letters(text: str) -> str:
