@@ -400,9 +400,6 @@ def test_contaminated_prompts_go_with_their_later_turns_and_duplicates(tmp_path:
 
 def test_a_contaminated_wording_is_no_home_for_clean_near_duplicates(tmp_path: Path) -> None:
     one, other = versions("bread")
-    settings = NEAR | keep_out(tmp_path, "an oven now and forever and ever", other.replace("how", "why"))
-    for rows in ([turns(one), turns(one + " then")], [turns(one + " then"), turns(one)]):
-        assert len(gathered(write(tmp_path / "a.jsonl", rows), **settings).prompts) == 1
     bench = NEAR | keep_out(tmp_path, " ".join(other.split()[-13:]))
     for rows in ([turns(one), turns(other)], [turns(other), turns(one)]):
         found = gathered(write(tmp_path / "a.jsonl", rows), **bench)
