@@ -121,11 +121,14 @@ def _without(value: Any, names: set[str]) -> Any:
 
 def _content_for_paths(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            k: content_of(Path(v)) if k in PATHS and isinstance(v, str) and v != MICROWORLD_BASE else _content_for_paths(v)
-            for k, v in value.items()
-        }
+        return {k: _content_of_path(v) if k in PATHS else _content_for_paths(v) for k, v in value.items()}
     return [_content_for_paths(v) for v in value] if isinstance(value, list) else value
+
+
+def _content_of_path(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_content_of_path(v) for v in value]
+    return content_of(Path(value)) if isinstance(value, str) and value != MICROWORLD_BASE else value
 
 
 # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────

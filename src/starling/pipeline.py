@@ -109,10 +109,14 @@ def _prompts(job: Job) -> None:
         from starling.microworld import world
 
         from_world = world.all_prompts(validation=settings.validation_fraction, test=settings.test_fraction)
-    gathered = prompts.gather(settings, from_world, job.progress, job.seed)
+    gathered = prompts.gather(settings, from_world, job.progress, job.seed, job.scratch)
     write_records(job.draft.path / "prompts.parquet", gathered.prompts, Prompt)
+    write_records(job.draft.path / "answers.parquet", gathered.answers, FoundAnswer)
+    write_records(job.draft.path / "dropped.parquet", gathered.rows, prompts.GatheredRow)
+    if gathered.contaminated:
+        write_records(job.draft.path / "contaminated.parquet", gathered.contaminated, prompts.GatheredRow)
     job.draft.rows = len(gathered.prompts)
-    job.draft.outcomes.update(gathered.dropped)
+    job.draft.outcomes.update(gathered.dropped | gathered.noted)
 
 
 def _responses(job: Job) -> None:

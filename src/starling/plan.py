@@ -20,9 +20,9 @@ from itertools import combinations
 from pathlib import Path
 
 from starling import prompts
-from starling.artifacts import RecordFile, open_artifact
+from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
-from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, OpenAIModel, secret
+from starling.config import Config, LocalModel, MicroworldJudge, OpenAIModel, secret
 from starling.errors import ConfigError, InputError, MissingExtra
 from starling.judge.modes import calls_per_order
 from starling.judge.rubric import Rubric, prompt_chars, rubric_of
@@ -54,9 +54,7 @@ def check(config: Config, stages: Sequence[str]) -> None:
                 raise MissingExtra("train", module)
     _check_models(config, asked)
     if "prompts" in stages and config.prompts is not None:
-        for source in config.prompts.sources:
-            if isinstance(source, FilePrompts):
-                _check_rows(source.path)
+        prompts.check(config.prompts)
     if "reward" in stages:
         if config.reward.data is not None and not config.reward.data.is_dir():
             _check_rows(config.reward.data)
@@ -158,7 +156,7 @@ def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
     """
     if config.prompts is None or not {"responses", "ranking", "evaluate"} & set(stages):
         return []
-    everything = _gathered(config)
+    everything = _gathered(config, stages)
     held_out = [p for p in everything if p.split == config.evaluate.split]
     asked = [p for p in everything if p.split != "test"] if is_world(config) else everything
     calls: list[Calls] = []
@@ -176,14 +174,17 @@ def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
     return calls
 
 
-def _gathered(config: Config) -> tuple[Prompt, ...]:
+def _gathered(config: Config, stages: Sequence[str]) -> Sequence[Prompt]:
+    """The prompts: those of the finished stage, else gathered now."""
     assert config.prompts is not None
+    if "prompts" not in stages:
+        return read_records(open_artifact(config.run.dir, "prompts").path / "prompts.parquet", Prompt)
     from_world: list[Prompt] = []
     if any(source.type == "microworld" for source in config.prompts.sources):
         from starling.microworld import world
 
         from_world = world.all_prompts(validation=config.prompts.validation_fraction, test=config.prompts.test_fraction)
-    return prompts.gather(config.prompts, from_world, seed=config.run.seed).prompts
+    return list(prompts.gather(config.prompts, from_world, seed=config.run.seed).prompts)
 
 
 def _found(config: Config, stages: Sequence[str]) -> Counter[str]:

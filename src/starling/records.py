@@ -81,6 +81,15 @@ def prompt_id(messages: Messages) -> str:
     return content_hash([[m.role, m.content] for m in messages], 16)
 
 
+class FoundAnswer(Record):
+    """An answer that a source of prompts brought along (UltraFeedback, HH-RLHF …); no model was called for it."""
+
+    prompt_id: str = Field(description="The prompt it answers.")
+    model: str = Field(description="Label of the model as the source names it, or as the settings say.")
+    text: str = Field(description="The answer; never blank, and never twice for one prompt.")
+    source: str = Field(description="Label of the source that brought it.")
+
+
 class Sampling(Record):
     """How a reply is drawn; part of a call's identity."""
 
@@ -127,15 +136,6 @@ class Response(Record):
     def usable(self) -> bool:
         """Whether it is one of the prompt's K answers, to be ranked."""
         return self.finish is not Finish.error and not self.set_aside
-
-
-class FoundAnswer(Record):
-    """An answer that a source already had for one of its prompts."""
-
-    prompt_id: str = Field(description="The prompt it answers.")
-    model: str = Field(description="Who wrote it, as the source says.")
-    text: str = Field(description="The answer.")
-    source: str = Field(description="Label of the source it was found in.")
 
 
 class Outcome(StrEnum):

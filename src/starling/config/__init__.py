@@ -23,11 +23,7 @@ from starling.config.base import (
 )
 from starling.config.data import (
     DatasetSection,
-    FilePrompts,
-    MicroworldPrompts,
     PoolModel,
-    PromptSource,
-    PromptsSection,
     RankingMode,
     RankingSection,
     ResponsesSection,
@@ -45,6 +41,15 @@ from starling.config.models import (
     OpenAIModel,
     RunSection,
 )
+from starling.config.prompts import (
+    BenchmarkSet,
+    DecontaminationSection,
+    FilePrompts,
+    MicroworldPrompts,
+    NearDuplicatesSection,
+    PromptSource,
+    PromptsSection,
+)
 from starling.config.training import (
     APA,
     PPO,
@@ -60,8 +65,10 @@ __all__ = [
     "APA",
     "PPO",
     "Algorithm",
+    "BenchmarkSet",
     "Config",
     "DatasetSection",
+    "DecontaminationSection",
     "EvaluateSection",
     "FilePrompts",
     "LocalModel",
@@ -70,6 +77,7 @@ __all__ = [
     "MicroworldSection",
     "MicroworldSpeaker",
     "Model",
+    "NearDuplicatesSection",
     "OpenAIModel",
     "OptimizerSection",
     "PolicySection",

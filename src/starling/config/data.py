@@ -1,41 +1,15 @@
-"""Settings of the stages that make data: prompts, responses, ranking, dataset."""
+"""Settings of the stages that make data after the prompts: responses, ranking, dataset."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from starling.config.base import Section
 
-# ── stage 1–4: data ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class MicroworldPrompts(Section):
-    type: Literal["microworld"]
-
-
-class FilePrompts(Section):
-    type: Literal["file"]
-    path: Path = Field(
-        description="jsonl(.gz) or parquet with a `messages` list, a Nectar `prompt` transcript or a plain `prompt`."
-    )
-    name: str = Field(description="Source label written into the dataset.")
-
-
-PromptSource = Annotated[MicroworldPrompts | FilePrompts, Field(discriminator="type")]
-
-
-class PromptsSection(Section):
-    sources: tuple[PromptSource, ...] = Field(
-        min_length=1, description="Where prompts come from, in order of preference for duplicates."
-    )
-    train: int | None = Field(default=None, gt=0, description="Prompts kept for ranking and tuning; all when not given.")
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of conversations for choosing settings.")
-    test_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of conversations that no stage trains on.")
-    max_chars: int = Field(default=20_000, gt=0, description="Longer conversations are dropped and counted.")
+# ── stages 2–4: data ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 MOST_ANSWERS = 12
