@@ -33,7 +33,7 @@ from starling.plan import check
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Judgment, Prompt, RankedPrompt, Response
 from starling.rundir import WORK_FOLDER, Stopwatch, locked
-from starling.serving import Endpoints, systems_of
+from starling.serving import Endpoints
 
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.json"
@@ -131,7 +131,7 @@ def _responses(job: Job) -> None:
         out=job.draft.path / "responses.parquet",
         scratch=job.scratch,
         seed=job.seed,
-        systems=systems_of(job.config),
+        systems=job.config.systems,
         found=RecordFile(job.path("prompts") / "answers.parquet", FoundAnswer) if settings.use_found else (),
         progress=job.progress,
     )
@@ -245,7 +245,7 @@ def _evaluate(job: Job) -> None:
     metrics = evaluate.run(
         job.prompts(),
         pool=job.endpoints.pool(),
-        systems=systems_of(config),
+        systems=config.systems,
         judge=job.endpoints.judge(),
         base=job.model_folder(config.policy.base),
         tuned=job.path("policy"),

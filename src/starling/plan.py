@@ -31,7 +31,6 @@ from starling.lineage import MICROWORLD_BASE, is_world
 from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
-from starling.serving import systems_of
 
 CHARS_PER_TOKEN = 4
 
@@ -208,7 +207,7 @@ def _pool_calls(config: Config, asked: Iterable[Prompt], found: Mapping[str, int
         return []
     models = {name: config.models[name] for name in settings.names}
     greedy = greedy_among({n: m.sampling.temperature for n, m in models.items() if not isinstance(m, MicroworldJudge)})
-    systems = systems_of(config)
+    systems = config.systems
     calls: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     most: Counter[str] = Counter()
@@ -231,7 +230,7 @@ def _pool_calls(config: Config, asked: Iterable[Prompt], found: Mapping[str, int
 
 def _everybody_calls(config: Config, asked: Sequence[Prompt]) -> list[Calls]:
     """In the microworld's evaluation every model of the pool answers every held-out prompt once."""
-    systems = systems_of(config)
+    systems = config.systems
     found = []
     for name in config.responses.names if config.responses else ():
         tokens = sum(_tokens(with_system(p.messages, systems.get(name))) for p in asked)

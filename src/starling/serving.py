@@ -26,12 +26,6 @@ from starling.records import ModelRef, content_hash
 JOURNAL_FILE = "journal.sqlite"
 
 
-def systems_of(config: Config) -> dict[str, str]:
-    """The system messages under which models answer prompts, by label of the models that have one."""
-    without = MicroworldSpeaker | MicroworldJudge
-    return {name: m.system for name, m in config.models.items() if not isinstance(m, without) and m.system}
-
-
 class Endpoints:
     """The endpoints of one run, made when first asked for; the journal is opened with the first of them.
 

@@ -113,6 +113,12 @@ class Config(Section):
     evaluate: EvaluateSection = EvaluateSection()
     publish: PublishSection = PublishSection()
 
+    @property
+    def systems(self) -> dict[str, str]:
+        """The system messages under which models answer prompts, by name of the models that have one."""
+        without = MicroworldSpeaker | MicroworldJudge
+        return {name: m.system for name, m in self.models.items() if not isinstance(m, without) and m.system}
+
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
         named = [("responses", n) for n in (self.responses.names if self.responses else ())]
