@@ -163,6 +163,24 @@ def test_files_count_by_content_not_by_place(settings: Callable[..., Config], di
     assert states(with_file("a.jsonl", '{"prompt": "Hello"}\n'))["world"] == "done"
 
 
+def test_shards_and_benchmarks_count_by_content_too(settings: Callable[..., Config], did: list[str], tmp_path: Path) -> None:
+    def config(folder: Path) -> Config:
+        sources = f'[{{type = "file", name = "a", path = ["{folder}/*.jsonl", "{folder}/b.csv"]}}]'
+        sets = f'{{sets = [{{name = "s", path = "{folder}/b.csv"}}]}}'
+        return settings(f"prompts.sources={sources}", f"prompts.decontamination={sets}")
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text("a", "utf-8")
+        (tmp_path / name / "b.csv").write_text("b", "utf-8")
+    pipeline.run(config(tmp_path / "one"), "prompts")
+    assert states(config(tmp_path / "two"))["prompts"] == "done"
+    (tmp_path / "two" / "c.jsonl").write_text("c", "utf-8")
+    assert states(config(tmp_path / "two"))["prompts"] == "stale"
+    (tmp_path / "one" / "b.csv").write_text("c", "utf-8")
+    assert states(config(tmp_path / "one"))["prompts"] == "stale"
+
+
 def test_keys_do_not_depend_on_the_run_directory(tmp_path: Path) -> None:
     def keys(folder: str) -> list[str]:
         return [s.key for s in pipeline.status(load_config(MICRO, (f"run.dir={tmp_path / folder}",)))]

@@ -54,10 +54,15 @@ def _run(settings: Config, until: str | None, as_json: bool) -> None:
     evaluated = any(s.stage == "evaluate" for s in states)
     summary = json.loads(summary_file.read_text("utf-8")) if evaluated else None
     report = next((s.artifact.path / "report.html" for s in states if s.stage == "report" and s.artifact), None)
+    outcomes = next((s.artifact.outcomes for s in states if s.stage == until and s.artifact), {})
     if as_json:
-        print_json({"stages": _stage_rows(states), "summary": summary, "report": str(report) if report else None})
+        shown = {"stages": _stage_rows(states), "summary": summary, "report": str(report) if report else None}
+        print_json(shown | ({"outcomes": outcomes} if until is not None else {}))
         return
     print_table([{k: v for k, v in row.items() if k != "why"} for row in _stage_rows(states)])
+    if outcomes:  # what became of the rows of the stage that was asked for
+        print()
+        print_table([{"outcome": name, "count": count} for name, count in outcomes.items()])
     for line in _summary_lines(summary or {}):
         print(line)
     print(f"report: {report}" if report else f"run directory: {settings.run.dir}")
