@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from starling import imported, nectar, prompts, ranking, responses
-from starling.artifacts import Draft, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
+from starling.artifacts import Draft, RecordFile, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
 from starling.config import Config
 from starling.errors import ConfigError, UsageError
 from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status
 from starling.plan import check
 from starling.progress import SILENT, Progress
-from starling.records import Judgment, Prompt, RankedPrompt, Response
+from starling.records import Judgment, MergedRanking, Prompt, RankedPrompt, Response
 from starling.rundir import WORK_FOLDER, Stopwatch, locked
 from starling.serving import Endpoints
 
@@ -138,14 +138,17 @@ def _ranking(job: Job) -> None:
 
 
 def _dataset(job: Job) -> None:
-    collected = read_records(job.path("responses") / "responses.parquet", Response)
-    judgments = read_records(job.path("ranking") / "judgments.parquet", Judgment)
-    assembled = nectar.assemble(job.prompts(), collected, judgments, job.config.dataset)
-    for split in ("train", "validation", "test"):
-        rows = [row for row in assembled.rows if row.prompt.split == split]
-        if rows or split == "train":
-            nectar.write_nectar(job.draft.path / f"{split}.parquet", rows)
-    job.draft.rows = len(assembled.rows)
+    ranked = job.path("ranking")
+    rankings = RecordFile(ranked / "rankings.parquet", MergedRanking)
+    assembled = nectar.assemble(
+        RecordFile(job.path("prompts") / "prompts.parquet", Prompt),
+        RecordFile(job.path("responses") / "responses.parquet", Response),
+        rankings,
+        RecordFile(ranked / "judgments.parquet", Judgment),
+        job.config.dataset,
+    )
+    job.progress.start("dataset", len(rankings))
+    job.draft.rows = nectar.write_splits(job.draft.path, assembled, job.progress)
     job.draft.outcomes.update(assembled.left_out)
 
 
@@ -157,7 +160,10 @@ def _reward(job: Job) -> None:
         train_rows, validation_rows, outcomes = imported.load(settings.data, settings.validation_fraction)
         job.draft.outcomes.update(outcomes)
     else:
-        train_rows, validation_rows = _dataset_rows(job, "train"), _dataset_rows(job, "validation")
+        train_rows, tied = _dataset_rows(job, "train")
+        validation_rows, tied_held_out = _dataset_rows(job, "validation")
+        if tied + tied_held_out:
+            job.draft.outcomes["tied"] = tied + tied_held_out
     job.prepare_torch()
     metrics = train.train(
         train_rows,
@@ -173,9 +179,14 @@ def _reward(job: Job) -> None:
     job.draft.metrics.update(metrics)
 
 
-def _dataset_rows(job: Job, split: str) -> list[RankedPrompt]:
+def _dataset_rows(job: Job, split: str) -> tuple[list[RankedPrompt], int]:
+    """The rows of a split whose answers are in a strict order, which is what the losses learn from, and how many are not."""
     file = job.path("dataset") / f"{split}.parquet"
-    return list(nectar.read_nectar(file)) if file.exists() else []
+    if not file.exists():
+        return [], 0
+    rows = nectar.NectarFile(file)
+    strict = [row for row in rows if not row.tied]
+    return strict, len(rows) - len(strict)
 
 
 def _policy(job: Job) -> None:
@@ -207,6 +218,12 @@ def _gold_of(asked: Sequence[Prompt], texts: Sequence[str], finished: Sequence[b
     return {"gold": sum(scores) / len(scores)}
 
 
+def _held_out_rankings(job: Job, split: str) -> list[RankedPrompt]:
+    """The rows of a split with their ties: equal ranks are equal truth."""
+    file = job.path("dataset") / f"{split}.parquet"
+    return list(nectar.NectarFile(file)) if file.exists() else []
+
+
 def _evaluate(job: Job) -> None:
     from starling import evaluate
 
@@ -226,7 +243,7 @@ def _evaluate(job: Job) -> None:
         progress=job.progress,
         out=job.draft.path,
         sampling=config.policy.sampling,
-        rankings=[] if config.reward.data is not None else _dataset_rows(job, config.evaluate.split),
+        rankings=() if config.reward.data is not None else _held_out_rankings(job, config.evaluate.split),
         batch=config.policy.sample_batch,
         budget_tokens=config.reward.micro_tokens,
     )

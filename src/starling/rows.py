@@ -12,9 +12,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from starling.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+BUFFER = 1 << 20
+"""Bytes of each column that are read ahead."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,28 @@ def _encodable(value: dict[str, Any]) -> bool:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
+    number = 0
+    for batch in parquet_batches(path, 512):
+        yield from batch_rows(batch, number)
+        number += batch.num_rows
+
+
+def parquet_batches(path: Path, size: int) -> Iterator[pa.RecordBatch]:
+    """A parquet file as record batches of at most `size` rows, in memory that does not grow with the file, even where all of it
+    is one row group: columns are read through a small buffer. (pyarrow's default, pre-buffering, keeps every column that it has
+    read until the file is closed: measured 0.9 GB for a file of 0.84 GB, and 0.1 GB like this, in the same time.)
+
+    Raises:
+        InputError: the file is damaged; with the row reached.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=512):
-                yield from _batch_rows(batch, number)
+        with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=size):
+                yield batch
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(
@@ -111,7 +132,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         ) from None
 
 
-def _batch_rows(batch: Any, before: int) -> list[Row]:
+def batch_rows(batch: pa.RecordBatch, before: int) -> list[Row]:
     """The rows of one record batch; when a text is no UTF-8, the rows are read one by one to find which."""
     try:
         return [Row(before + i, value) for i, value in enumerate(batch.to_pylist(), start=1)]
