@@ -96,7 +96,7 @@ def test_usage_by_hand(tmp_path: Path) -> None:
         journal.write([Tokens(key="a", attempt=1, prompt=7, completion=2), Tokens(key="e", attempt=1, prompt=1, completion=None)])
         # paid: a (answered), c (perhaps answered), d (in flight); a rejected call costs nothing, a local one neither.
         assert journal.usage() == Usage(
-            answered=2, attempts=5, paid=3, failed=2, unfinished=1, prompt_tokens=8, completion_tokens=2
+            answered=2, attempts=5, paid=3, failed=2, unfinished=1, prompt_tokens=8, completion_tokens=2, latency_s=1.0
         )
         assert journal.usage(model="local").attempts == 1
         assert journal.usage(purpose="judge").answered == 1

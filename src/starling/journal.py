@@ -128,6 +128,8 @@ class Usage:
     """Attempts without an end: in flight now, or when a process died."""
     prompt_tokens: int
     completion_tokens: int
+    latency_s: float
+    """Seconds from question to answer, summed over the answered keys."""
 
 
 class Journal:
@@ -215,14 +217,15 @@ class Journal:
         """Totals over the whole journal, or over the calls of one model name or purpose."""
         query = (
             "SELECT count(w.key), count(*), coalesce(sum(a.paid), 0), count(a.ended) - count(w.key), count(*) - count(a.ended), "
-            "coalesce(sum(a.prompt_tokens), 0), coalesce(sum(a.completion_tokens), 0) "
+            "coalesce(sum(a.prompt_tokens), 0), coalesce(sum(a.completion_tokens), 0), "
+            "coalesce(sum(CASE WHEN w.key IS NOT NULL THEN a.latency_s END), 0.0) "
             "FROM attempts a JOIN requests r ON r.key = a.key LEFT JOIN answers w ON w.attempt_id = a.id AND w.key = a.key "
             "WHERE (?1 IS NULL OR r.model = ?1) AND (?2 IS NULL OR r.purpose = ?2)"
         )
-        answered, attempts, paid, failed, unfinished, prompt, completion = self._all(query, [model, purpose])[0]
+        answered, attempts, paid, failed, unfinished, prompt, completion, latency = self._all(query, [model, purpose])[0]
         return Usage(
             answered=answered, attempts=attempts, paid=paid, failed=failed, unfinished=unfinished,
-            prompt_tokens=prompt, completion_tokens=completion,
+            prompt_tokens=prompt, completion_tokens=completion, latency_s=latency,
         )  # fmt: skip
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────

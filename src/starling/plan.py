@@ -1,11 +1,13 @@
 """Before anything is spent: what a run lacks, and what it will cost.
 
 `check` finds what would stop a run later (missing files, folders that are no models, keys that are not set, parts that are
-not installed) before the run directory is touched. `plan` counts calls and estimates tokens; its numbers are
+not installed) before the run directory is touched. `count` counts calls and tokens as the settings have them; its numbers are
 
     exact        prompts, calls of responses and ranking without retries
     upper bound  completion tokens (every reply as long as allowed)
     estimate     prompt tokens, at four characters a token (English text, common tokenizers: 3.5–4.5)
+
+What of that is answered already, what replies of a likely length come to, dollars and hours: `starling.forecast`.
 """
 
 from __future__ import annotations
@@ -13,18 +15,23 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from starling import prompts
+from starling.artifacts import open_artifact, read_records
 from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, OpenAIModel, secret
 from starling.errors import ConfigError, InputError, MissingExtra
 from starling.judge.rubric import STARLING, build_prompt
 from starling.lineage import MICROWORLD_BASE, is_world
+from starling.progress import SILENT, Progress
 from starling.records import Message, Prompt
 from starling.rows import read_rows
 
 CHARS_PER_TOKEN = 4
+
+ASKING = frozenset({"responses", "ranking", "evaluate"})
+"""The stages that ask models."""
 
 
 # ── check ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -121,7 +128,7 @@ def _check_folder(setting: str, folder: str) -> None:
         )
 
 
-# ── plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── count ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -132,21 +139,33 @@ class Calls:
     model: str
     kind: str
     calls: int
+    """If nothing fails and no answer has to be drawn again."""
     prompt_tokens: int
     """Estimate."""
     completion_tokens: int
     """Upper bound."""
+    further_calls: int = 0
+    """At most so many more, where calls fail and answers are empty or repeat one another."""
 
 
-def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
-    """The model calls that `stages` will make, those already in the journal included.
+def asked_prompts(config: Config, stages: Sequence[str], progress: Progress = SILENT) -> Sequence[Prompt]:
+    """The prompts that `stages` will work on: those of the finished prompts stage, or gathered now when it is one of `stages`.
 
     Raises:
         InputError: a prompt file cannot be used.
+        ArtifactError: the prompts stage is not done, and not one of `stages`.
     """
-    if config.prompts is None or not {"responses", "ranking", "evaluate"} & set(stages):
+    if config.prompts is None or not ASKING & set(stages):
         return []
-    everything = _gathered(config)
+    if "prompts" in stages:
+        return _gathered(config, progress)
+    return read_records(open_artifact(config.run.dir, "prompts").path / "prompts.parquet", Prompt)
+
+
+def count(config: Config, stages: Sequence[str], everything: Sequence[Prompt]) -> list[Calls]:
+    """The model calls that `stages` will make about these prompts, those already in the journal included."""
+    if config.prompts is None or not ASKING & set(stages):
+        return []
     held_out = [p for p in everything if p.split == config.evaluate.split]
     asked = [p for p in everything if p.split != "test"] if is_world(config) else everything
     calls: list[Calls] = []
@@ -163,14 +182,14 @@ def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
     return calls
 
 
-def _gathered(config: Config) -> tuple[Prompt, ...]:
+def _gathered(config: Config, progress: Progress) -> tuple[Prompt, ...]:
     assert config.prompts is not None
     from_world: list[Prompt] = []
     if any(source.type == "microworld" for source in config.prompts.sources):
         from starling.microworld import world
 
         from_world = world.all_prompts(validation=config.prompts.validation_fraction, test=config.prompts.test_fraction)
-    return prompts.gather(config.prompts, from_world, seed=config.run.seed).prompts
+    return prompts.gather(config.prompts, from_world, progress, seed=config.run.seed).prompts
 
 
 def _pool_calls(config: Config, stage: str, asked: Sequence[Prompt]) -> list[Calls]:
@@ -193,14 +212,10 @@ def _judge_calls(config: Config, stage: str, asked: Sequence[Prompt], k: int) ->
     pool = config.responses.models if stage == "ranking" and config.responses else ()
     longest = _longest(config, pool) or config.policy.sampling.max_tokens
     tokens = len(asked) * (_tokens(frame) + k * longest) + sum(_tokens(p.messages) for p in asked)
-    name = config.ranking.judge
-    return Calls(stage, name, config.models[name].type, len(asked), tokens, len(asked) * config.ranking.max_tokens)
+    name, calls = config.ranking.judge, len(asked)
+    longest = calls * config.ranking.max_tokens
+    return Calls(stage, name, config.models[name].type, calls, tokens, longest, calls * config.ranking.retries)
 
 
 def _tokens(messages: Sequence[Message]) -> int:
     return sum(len(m.content) for m in messages) // CHARS_PER_TOKEN + 1
-
-
-def as_rows(calls: Sequence[Calls]) -> list[dict[str, object]]:
-    """Plain rows for a table or JSON."""
-    return [asdict(c) for c in calls]

@@ -41,6 +41,7 @@ from starling.config.models import (
     MicroworldSpeaker,
     Model,
     OpenAIModel,
+    Price,
     RunSection,
 )
 from starling.config.training import (
@@ -71,6 +72,7 @@ __all__ = [
     "OpenAIModel",
     "OptimizerSection",
     "PolicySection",
+    "Price",
     "PromptSource",
     "PromptsSection",
     "PublishSection",

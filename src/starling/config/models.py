@@ -27,6 +27,13 @@ class RunSection(Section):
 # ── models behind endpoints ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Price(Section):
+    """What a provider charges; there is no built-in price list, because a wrong price is worse than none."""
+
+    prompt: float = Field(default=0.0, ge=0, description="Dollars per million tokens of prompts.")
+    completion: float = Field(default=0.0, ge=0, description="Dollars per million tokens of replies.")
+
+
 class OpenAIModel(Section):
     """A model behind an OpenAI-compatible chat server: OpenAI, vLLM, SGLang, Ollama, a gateway."""
 
@@ -43,6 +50,9 @@ class OpenAIModel(Section):
     in_flight: int = Field(default=64, gt=0, description="Most calls in flight at once.")
     timeout_s: float = Field(default=120.0, gt=0, description="Seconds until one attempt is given up (Starling: 100).")
     attempts: int = Field(default=5, gt=0, description="Attempts per call before it becomes a named failure.")
+    price: Price | None = Field(
+        default=None, description="For the budget in dollars and the plan. Default: no cost is known, and none is counted."
+    )
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
 
 

@@ -59,7 +59,8 @@ class NectarImport(Iterable[RankedPrompt]):
     any order, columns that Nectar does not have ignored.
 
     Ranks must be a strict order. A missing `good_natured` stays None; `source` and `model` may be missing. Every row's lineage
-    names the file and the row. Once all rows are read, `read`, `rejected` and `changed` say what became of them (see `ImportReport`).
+    names the file and the row. Once all rows are read, `read`, `rejected` and `changed` say what became of them, as in
+    `ImportReport`.
 
     Args:
         path: the file.
