@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,23 @@ def test_without_anything_to_ask_nothing_is_read(tmp_path: Path) -> None:
     assert (found.lines, found.stages, found.total[0]) == ((), {}, Amount(0, 0, 0, None, None))
 
 
+def test_prompts_that_are_judged_again_are_a_share_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage may count calls that it makes about contested prompts only; all of them is the upper bound."""
+    real = plan.count
+
+    def with_contested(*given: Any) -> list[plan.Calls]:
+        found = real(*given)
+        return [*found, dataclasses.replace(found[-1], stage="ranking contested")]
+
+    monkeypatch.setattr(plan, "count", with_contested)
+    found = forecast.forecast(settings(tmp_path, 50), STAGES)
+    contested = found.lines[-1]
+    assert (contested.stage, contested.calls) == ("ranking contested", 50)
+    assert contested.expected.calls == round(50 * forecast.ASSUMED_CONTESTED)
+    assert contested.most.calls == 100
+    assert found.stages["ranking"][0].calls == 60
+
+
 # ── warnings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -220,5 +238,5 @@ def test_counts_are_those_of_the_settings(tmp_path: Path) -> None:
     assert [(c.calls, c.completion_tokens, c.further_calls) for c in plan.count(config, STAGES, asked)] == [
         (4, 4000, 0),
         (4, 400, 0),
-        (4, 2000, 4),
+        (4, 2000, 0),
     ]

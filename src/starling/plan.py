@@ -212,9 +212,8 @@ def _judge_calls(config: Config, stage: str, asked: Sequence[Prompt], k: int) ->
     pool = config.responses.models if stage == "ranking" and config.responses else ()
     longest = _longest(config, pool) or config.policy.sampling.max_tokens
     tokens = len(asked) * (_tokens(frame) + k * longest) + sum(_tokens(p.messages) for p in asked)
-    name, calls = config.ranking.judge, len(asked)
-    longest = calls * config.ranking.max_tokens
-    return Calls(stage, name, config.models[name].type, calls, tokens, longest, calls * config.ranking.retries)
+    name = config.ranking.judge
+    return Calls(stage, name, config.models[name].type, len(asked), tokens, len(asked) * config.ranking.max_tokens)
 
 
 def _tokens(messages: Sequence[Message]) -> int:

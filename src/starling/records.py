@@ -219,15 +219,15 @@ class RankedPair(Record):
 
 
 class PlacedVerdict(Record):
-    """One verdict of the judge on two answers of a ranked prompt, by their places (0 = best): `winner` is one of the two."""
+    """One verdict of the judge on two answers of a ranked prompt, by their places (0 = best)."""
 
     first: int = Field(ge=0, description="The answer that the judge named first.")
     second: int = Field(ge=0)
-    winner: int = Field(ge=0)
+    winner: int | None = Field(ge=0, description="One of the two; None when the judge called them equal.")
 
     @model_validator(mode="after")
     def _winner_is_one_of_them(self) -> PlacedVerdict:
-        if self.first == self.second or self.winner not in (self.first, self.second):
+        if self.first == self.second or self.winner not in (self.first, self.second, None):
             raise ValueError("the winner of a pair must be one of its two different members")
         return self
 

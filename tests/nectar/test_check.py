@@ -65,6 +65,7 @@ GOOD = [
     row(tuple(float(i) for i in range(1, 13))),
     row(source=[], good_natured=None, contested=None, judge_calls=None, pair_confidence=None, pair_verdicts=None),
     row(pair_confidence=[], pair_verdicts=[]),
+    row(pair_verdicts=[{"first": 2, "second": 0, "winner": None}, {"first": 0, "second": 2, "winner": 2}]),
     row(prompt="\n\nHuman: x\n\nAssistant:", turns=1),
 ]
 PAIR = {"better": 0, "worse": 1, "confidence": 0.5, "weight": 2.0}
@@ -89,7 +90,7 @@ BROKEN = [
     )),
     row(pair_confidence=[PAIR, None]),
     *(row(pair_verdicts=[{"first": f, "second": s, "winner": w}]) for f, s, w in (
-        (0, 0, 0), (0, 1, 2), (0, 3, 0), (3, 0, 3), (-1, 0, 0), (None, 1, 1), (0, None, 0), (0, 1, None),
+        (0, 0, 0), (0, 1, 2), (0, 3, 0), (3, 0, 3), (-1, 0, 0), (None, 1, 1), (0, None, 0), (None, None, None), (0, 1, -1),
     )),
     row(pair_verdicts=[None]),
     *(row(judge_calls=c) for c in (0, -2)),

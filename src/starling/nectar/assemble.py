@@ -155,11 +155,7 @@ def _row(
                 RankedPair(better=place[p.better], worse=place[p.worse], confidence=p.support / p.weight, weight=p.weight)
                 for p in ranking.pairs
             ),
-            verdicts=tuple(
-                PlacedVerdict(first=place[v.first], second=place[v.second], winner=place[v.winner])
-                for judgment in judgments
-                for v in judgment.pair_verdicts
-            ),
+            verdicts=tuple(_verdicts(judgments, place)),
             contested=ranking.contested,
             judge_calls=len(ranking.calls) or None,
         )
@@ -173,6 +169,14 @@ def _row(
         left_out["no_transcript"] += 1
         return None
     return row
+
+
+def _verdicts(judgments: Sequence[Judgment], place: Mapping[str, int]) -> Iterator[PlacedVerdict]:
+    for judgment in judgments:
+        for v in judgment.pair_verdicts:
+            yield PlacedVerdict(first=place[v.first], second=place[v.second], winner=place[v.winner])
+        for first, second in getattr(judgment, "pair_ties", ()):
+            yield PlacedVerdict(first=place[first], second=place[second], winner=None)
 
 
 def _lineage(ranking: MergedRanking, judgments: Sequence[Judgment]) -> dict[str, str]:

@@ -175,9 +175,9 @@ def _broken_confidence(pairs: _Lists, k: npt.NDArray[np.int64]) -> Rows:
 
 
 def _broken_verdicts(verdicts: _Lists, k: npt.NDArray[np.int64]) -> Rows:
-    """Verdicts about answers that are not there, or whose winner is neither of the two."""
+    """Verdicts about answers that are not there, or whose winner is neither of the two nor null. A null place is −1 here."""
     first, second, winner = (verdicts.whole(name) for name in ("first", "second", "winner"))
     size = k[verdicts.row]
     right = (first >= 0) & (second >= 0) & (first < size) & (second < size) & (first != second)
-    right &= (winner == first) | (winner == second)
-    return verdicts.any(~right | verdicts.struct_is_null())
+    right &= (winner == first) | (winner == second) | _null(verdicts.items.field("winner"))
+    return verdicts.any(~right | _null(verdicts.items))
