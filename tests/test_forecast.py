@@ -171,7 +171,7 @@ def test_prompts_that_are_judged_again_are_a_share_of_all(tmp_path: Path, monkey
 
     def with_contested(*given: Any) -> list[plan.Calls]:
         found = real(*given)
-        return [*found, dataclasses.replace(found[-1], stage="ranking contested")]
+        return [*found, dataclasses.replace(found[2], stage="ranking contested")]
 
     monkeypatch.setattr(plan, "count", with_contested)
     found = forecast.forecast(settings(tmp_path, 50), STAGES)

@@ -161,7 +161,8 @@ def test_pairs_of_a_ranked_prompt_name_answers_that_are_there() -> None:
 def test_verdicts_of_a_ranked_prompt_name_answers_that_are_there() -> None:
     row = ranked(1, 2).model_dump()
     assert RankedPrompt.model_validate(row | {"verdicts": ({"first": 1, "second": 0, "winner": 0},)}).verdicts[0].winner == 0
-    assert RankedPrompt.model_validate(row | {"verdicts": ({"first": 1, "second": 0, "winner": None},)}).verdicts[0].winner is None
+    tie = {"first": 1, "second": 0, "winner": None}
+    assert RankedPrompt.model_validate(row | {"verdicts": (tie,)}).verdicts[0].winner is None
     for first, second, winner in ((0, 2, 0), (1, 1, 1), (0, 1, 2), (1, 1, None)):
         with pytest.raises(ValidationError, match=r"not there|different members"):
             RankedPrompt.model_validate(row | {"verdicts": ({"first": first, "second": second, "winner": winner},)})
