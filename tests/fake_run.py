@@ -43,10 +43,17 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+CHOSEN: dict[str, dict[str, Any]] = {
+    "responses": {"responses": SETTINGS["responses"], "pool": dict.fromkeys(FLAWED, SETTINGS["models"]["base"])},
+    "ranking": {"ranking": SETTINGS["ranking"], "judge": {"judge": SETTINGS["models"]["judge"]}},
+}
+"""What the stages' manifests say about the settings they read."""
+
+
 def stage(run: Path, name: str, fill: Any, *inputs: str) -> None:
     """One artifact whose folder `fill(draft)` fills."""
     lineage = {i: open_artifact(run, i).fingerprint for i in inputs}
-    with new_artifact(run, name, key=f"key-{name}", inputs=lineage, config={}) as draft:
+    with new_artifact(run, name, key=f"key-{name}", inputs=lineage, config=CHOSEN.get(name, {})) as draft:
         fill(draft)
 
 

@@ -214,7 +214,7 @@ def test_a_model_without_a_price_is_named_and_one_that_is_free_is_not(tmp_path: 
 
 
 def test_dollars() -> None:
-    assert forecast.dollars(Price(prompt=2.5, completion=10), 1_000_000, 100_000) == 3.5
+    assert Price(prompt=2.5, completion=10).dollars(1_000_000, 100_000) == 3.5
 
 
 # ── showing ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -21,12 +21,12 @@ from functools import cache, partial
 from typing import Any
 
 from starling import plan
-from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, Price
+from starling.config import Config, MicroworldJudge, Price
 from starling.journal import Journal
 from starling.plan import Calls
 from starling.progress import SILENT, Progress
 from starling.records import Prompt
-from starling.serving import JOURNAL_FILE
+from starling.serving import JOURNAL_FILE, journal_name
 
 ASSUMED_REPLY_TOKENS = 300
 """Tokens of an answer: about what the answers in berkeley-nest/Nectar have."""
@@ -153,7 +153,7 @@ _ORDER = ("responses", "ranking", "evaluate")
 def _at(config: Config, calls: Calls) -> tuple[str, str]:
     """The model name and the purpose under which the journal has these calls."""
     purpose = "judge" if config.ranking is not None and calls.model == config.ranking.judge and _judges(calls) else "respond"
-    return _journal_name(config, calls.model), purpose
+    return journal_name(calls.model, config.models[calls.model]), purpose
 
 
 def _judges(calls: Calls) -> bool:
@@ -163,16 +163,6 @@ def _judges(calls: Calls) -> bool:
 def _stage(counted: Calls | Line) -> str:
     """A stage may have a line of calls that it makes only about some prompts: "ranking contested" is of the stage ranking."""
     return counted.stage.partition(" ")[0]
-
-
-def _journal_name(config: Config, label: str) -> str:
-    """The name of the model's `ModelRef`, as `starling.serving` makes it."""
-    model = config.models[label]
-    if isinstance(model, LocalModel):
-        return model.path.name
-    if isinstance(model, MicroworldSpeaker):
-        return f"microworld:{model.checkpoint}"
-    return label if isinstance(model, MicroworldJudge) else model.name
 
 
 # ── expected lengths ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,12 +175,12 @@ def _with_likely_lengths(config: Config, used: Used) -> Config:
     for name, model in config.models.items():
         if isinstance(model, MicroworldJudge):
             continue
-        tokens = _reply_tokens(used(_journal_name(config, name), "respond"), model.sampling.max_tokens, ASSUMED_REPLY_TOKENS)
+        tokens = _reply_tokens(used(journal_name(name, model), "respond"), model.sampling.max_tokens, ASSUMED_REPLY_TOKENS)
         models[name] = model.model_copy(update={"sampling": model.sampling.model_copy(update={"max_tokens": tokens})})
     changed: dict[str, Any] = {"models": models}
     ranking, policy = config.ranking, config.policy
     if ranking is not None:
-        spent = used(_journal_name(config, ranking.judge), "judge")
+        spent = used(journal_name(ranking.judge, config.models[ranking.judge]), "judge")
         tokens = _reply_tokens(spent, ranking.max_tokens, ASSUMED_VERDICT_TOKENS)
         changed["ranking"] = ranking.model_copy(update={"max_tokens": tokens})
     sampling = policy.sampling.model_copy(update={"max_tokens": min(policy.sampling.max_tokens, ASSUMED_REPLY_TOKENS)})
@@ -248,14 +238,9 @@ def _amount(config: Config, label: str, calls: int, prompt: float, reply: float,
         calls=calls,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        dollars=None if price is None else dollars(price, prompt_tokens, completion_tokens),
+        dollars=None if price is None else price.dollars(prompt_tokens, completion_tokens),
         hours=None if in_flight is None else calls * latency_s / in_flight / 3600,
     )
-
-
-def dollars(price: Price, prompt_tokens: int, completion_tokens: int) -> float:
-    """What so many tokens cost, e.g. dollars(Price(prompt=2.5, completion=10), 1_000_000, 100_000) = 3.5."""
-    return (prompt_tokens * price.prompt + completion_tokens * price.completion) / 1e6
 
 
 def _both(lines: Sequence[Line], hours: Callable[[Iterable[float]], float]) -> tuple[Amount, Amount]:

@@ -260,7 +260,7 @@ def _report(job: Job) -> None:
 def _publish(job: Job) -> None:
     from starling import publish
 
-    publish.write(job.config.run.dir, job.draft.path, job.config.publish)
+    publish.write(job.config.run.dir, job.draft.path, job.config.publish, job.config.models)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -284,7 +284,7 @@ STAGES: tuple[Stage, ...] = (
         "report", "write the report", _report,
         ("prompts", "responses", "ranking", "dataset", "reward", "policy", "evaluate"), (),
     ),
-    Stage("publish", "write the cards", _publish, ("dataset", "reward", "policy", "evaluate"), ("publish",)),
+    Stage("publish", "write the cards", _publish, ("dataset", "reward", "policy", "evaluate"), ("publish", "prices")),
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
 

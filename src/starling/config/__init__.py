@@ -33,6 +33,7 @@ from starling.config.data import (
 from starling.config.evaluation import (
     EvaluateSection,
     PublishSection,
+    Terms,
 )
 from starling.config.models import (
     LocalModel,
@@ -81,6 +82,7 @@ __all__ = [
     "RewardSection",
     "RunSection",
     "Section",
+    "Terms",
     "fingerprint",
     "load_config",
     "secret",
@@ -107,6 +109,7 @@ class Config(Section):
     def _names_are_known(self) -> Config:
         named = [("responses.models", n) for n in (self.responses.models if self.responses else ())]
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
+        named += [("publish.models", n) for n in self.publish.models]
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")

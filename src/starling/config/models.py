@@ -33,6 +33,10 @@ class Price(Section):
     prompt: float = Field(default=0.0, ge=0, description="Dollars per million tokens of prompts.")
     completion: float = Field(default=0.0, ge=0, description="Dollars per million tokens of replies.")
 
+    def dollars(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What so many tokens cost, e.g. Price(prompt=2.5, completion=10).dollars(1_000_000, 100_000) = 3.5."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
 
 class OpenAIModel(Section):
     """A model behind an OpenAI-compatible chat server: OpenAI, vLLM, SGLang, Ollama, a gateway."""
