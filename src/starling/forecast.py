@@ -21,12 +21,12 @@ from functools import cache, partial
 from typing import Any
 
 from starling import plan
-from starling.config import Config, MicroworldJudge, Price
+from starling.config import Config, MicroworldJudge, Price, journal_name
 from starling.journal import Journal
 from starling.plan import Calls
 from starling.progress import SILENT, Progress
 from starling.records import Prompt
-from starling.serving import JOURNAL_FILE, journal_name
+from starling.rundir import JOURNAL_FILE
 
 ASSUMED_REPLY_TOKENS = 300
 """Tokens of an answer: about what the answers in berkeley-nest/Nectar have."""
@@ -231,8 +231,8 @@ def _assumed_latency(tokens: float) -> float:
 def _amount(config: Config, label: str, calls: int, prompt: float, reply: float, latency_s: float) -> Amount:
     """`calls` calls with that many tokens each."""
     model = config.models[label]
-    price: Price | None = getattr(model, "price", None)
-    in_flight: int | None = getattr(model, "in_flight", None)
+    price: Price | None = model.price if hasattr(model, "price") else None
+    in_flight: int | None = model.in_flight if hasattr(model, "in_flight") else None
     prompt_tokens, completion_tokens = round(calls * prompt), round(calls * reply)
     return Amount(
         calls=calls,
@@ -262,7 +262,7 @@ def _sum(amounts: Sequence[Amount], hours: Callable[[Iterable[float]], float]) -
 
 def _warnings(config: Config, lines: Sequence[Line], paid: int) -> Iterable[str]:
     """A budget that will not last, and models whose price is not known although others have one."""
-    served = [line for line in lines if getattr(config.models[line.model], "in_flight", None) is not None]
+    served = [line for line in lines if hasattr(config.models[line.model], "in_flight")]
     left, most = sum(line.expected.calls for line in served), sum(line.most.calls for line in served)
     budget = config.run.budget_calls
     if budget is not None and paid + left > budget:

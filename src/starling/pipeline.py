@@ -322,7 +322,7 @@ def needed(config: Config, until: str | None = None) -> tuple[Stage, ...]:
 
 def _require_sections(stage: Stage, config: Config) -> None:
     """Raise ConfigError when a section is missing that the stage cannot do without."""
-    wanted = {"pool": "responses", "judge": "ranking"}
+    wanted = {"pool": "responses", "judge": "ranking", "prices": "models"}
     sections = {wanted.get(section, section).split(".")[0] for section in stage.sections}
     if stage.name == "evaluate":  # goes without a judge: then there is no head to head
         sections -= {"responses", "ranking"}

@@ -17,22 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from starling.artifacts import open_artifact
-from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, Model, OpenAIModel
+from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, OpenAIModel, journal_name
 from starling.content import content_of
 from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, Reply, Request, ScriptedEndpoint
 from starling.journal import Journal
 from starling.records import ModelRef, content_hash
-
-JOURNAL_FILE = "journal.sqlite"
-
-
-def journal_name(label: str, settings: Model) -> str:
-    """The name under which the journal has the calls of the model `label`: that of the `ModelRef` made below."""
-    if isinstance(settings, LocalModel):
-        return settings.path.name
-    if isinstance(settings, MicroworldSpeaker):
-        return f"microworld:{settings.checkpoint}"
-    return label if isinstance(settings, MicroworldJudge) else settings.name
+from starling.rundir import JOURNAL_FILE as JOURNAL_FILE
 
 
 class Endpoints:

@@ -56,8 +56,11 @@ def test_the_columns_are_those_that_are_written(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     nectar.write_nectar(tmp_path / "rows.parquet", [])
-    table = page("data.md").split("## Splits")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == pq.read_schema(tmp_path / "rows.parquet").names
+    public, extra = page("data.md").split("## Splits")[0].split("### What is known about pairs")
+    assert re.findall(r"^\| `(\w+)` \|", public, flags=re.MULTILINE) == pq.read_schema(tmp_path / "rows.parquet").names
+    nectar.write_nectar(tmp_path / "extra.parquet", [], extra=True)
+    columns = public + extra.split("### Ties")[0]
+    assert re.findall(r"^\| `(\w+)` \|", columns, flags=re.MULTILINE) == pq.read_schema(tmp_path / "extra.parquet").names
 
 
 @pytest.mark.parametrize(("name", "loss"), [("plackett_luce", "0.3604"), ("bradley_terry", "0.2512")])

@@ -44,6 +44,7 @@ from starling.config.models import (
     OpenAIModel,
     Price,
     RunSection,
+    journal_name,
 )
 from starling.config.training import (
     APA,
@@ -84,6 +85,7 @@ __all__ = [
     "Section",
     "Terms",
     "fingerprint",
+    "journal_name",
     "load_config",
     "secret",
 ]

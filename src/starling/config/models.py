@@ -97,6 +97,15 @@ class MicroworldJudge(Section):
 Model = Annotated[OpenAIModel | LocalModel | MicroworldSpeaker | MicroworldJudge, Field(discriminator="type")]
 
 
+def journal_name(label: str, settings: Model) -> str:
+    """The name under which the journal has the calls of the model `label`: that of its `ModelRef`."""
+    if isinstance(settings, LocalModel):
+        return settings.path.name
+    if isinstance(settings, MicroworldSpeaker):
+        return f"microworld:{settings.checkpoint}"
+    return label if isinstance(settings, MicroworldJudge) else settings.name
+
+
 # ── stage 0: the microworld ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from starling import audit, nectar
-from starling.config import Price
+from starling.config import Price, journal_name
 from starling.journal import Journal
 from starling.nectar import Summary
 from starling.nectar.summary import CONFIDENCES
 from starling.publish.source import Source, origin, terms
 from starling.publish.text import front_matter, settings_table, share, table
-from starling.serving import JOURNAL_FILE, journal_name
+from starling.rundir import JOURNAL_FILE
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 
