@@ -111,6 +111,12 @@ def test_each_broken_law_is_seen_and_only_in_its_row(value: dict[str, Any]) -> N
     assert_agrees(row(), value, row((1, 1)))
 
 
+def test_a_tie_does_not_reach_into_the_row_before() -> None:
+    """The first rank of the second row is the last one of the first: no tie, and not 1."""
+    [batch] = table(row((1, 2)), row((2, 2)), row((1, 1)), row((1, 2))).to_batches()
+    assert check.suspects(batch).tolist() == [False, True, False, False]
+
+
 ranks = st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, 4.0, 2.5, math.nan, math.inf, None]), max_size=5)
 rising = st.lists(st.booleans(), max_size=6)
 place = st.one_of(st.none(), st.integers(-1, 4))
