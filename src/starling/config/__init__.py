@@ -31,6 +31,7 @@ from starling.config.data import (
 from starling.config.evaluation import (
     EvaluateSection,
     PublishSection,
+    Terms,
 )
 from starling.config.models import (
     LocalModel,
@@ -39,7 +40,9 @@ from starling.config.models import (
     MicroworldSpeaker,
     Model,
     OpenAIModel,
+    Price,
     RunSection,
+    journal_name,
 )
 from starling.config.prompts import (
     BenchmarkSet,
@@ -82,6 +85,7 @@ __all__ = [
     "OptimizerSection",
     "PolicySection",
     "PoolModel",
+    "Price",
     "PromptSource",
     "PromptsSection",
     "PublishSection",
@@ -91,7 +95,9 @@ __all__ = [
     "RewardSection",
     "RunSection",
     "Section",
+    "Terms",
     "fingerprint",
+    "journal_name",
     "load_config",
     "secret",
 ]
@@ -123,6 +129,7 @@ class Config(Section):
     def _names_are_known(self) -> Config:
         named = [("responses", n) for n in (self.responses.names if self.responses else ())]
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
+        named += [("publish.models", n) for n in self.publish.models]
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")

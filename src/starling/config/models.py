@@ -35,6 +35,17 @@ class RunSection(Section):
 # ── models behind endpoints ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Price(Section):
+    """What a provider charges; there is no built-in price list, because a wrong price is worse than none."""
+
+    prompt: float = Field(default=0.0, ge=0, description="Dollars per million tokens of prompts.")
+    completion: float = Field(default=0.0, ge=0, description="Dollars per million tokens of replies.")
+
+    def dollars(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What so many tokens cost, e.g. Price(prompt=2.5, completion=10).dollars(1_000_000, 100_000) = 3.5."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
 class OpenAIModel(Section):
     """A model behind an OpenAI-compatible chat server: OpenAI, vLLM, SGLang, Ollama, a gateway."""
 
@@ -51,6 +62,9 @@ class OpenAIModel(Section):
     in_flight: int = Field(default=64, gt=0, description="Most calls in flight at once.")
     timeout_s: float = Field(default=120.0, gt=0, description="Seconds until one attempt is given up (Starling: 100).")
     attempts: int = Field(default=5, gt=0, description="Attempts per call before it becomes a named failure.")
+    price: Price | None = Field(
+        default=None, description="For the budget in dollars and the plan. Default: no cost is known, and none is counted."
+    )
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
     system: str | None = Field(
         default=None, description="System message before the prompts it answers (Starling: a persona); unused when it judges."
@@ -95,6 +109,15 @@ class MicroworldJudge(Section):
 
 
 Model = Annotated[OpenAIModel | LocalModel | MicroworldSpeaker | MicroworldJudge, Field(discriminator="type")]
+
+
+def journal_name(label: str, settings: Model) -> str:
+    """The name under which the journal has the calls of the model `label`: that of its `ModelRef`."""
+    if isinstance(settings, LocalModel):
+        return settings.path.name
+    if isinstance(settings, MicroworldSpeaker):
+        return f"microworld:{settings.checkpoint}"
+    return label if isinstance(settings, MicroworldJudge) else settings.name
 
 
 # ── stage 0: the microworld ──────────────────────────────────────────────────────────────────────────────────────────
