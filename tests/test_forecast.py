@@ -30,7 +30,7 @@ def settings(folder: Path, n: int = 4, *overrides: str) -> Config:
         + "[models.a]\n" + MODEL.format(longest=1000) + 'name = "big"\nin_flight = 8\nprice = { prompt = 2, completion = 10 }\n'
         + "[models.b]\n" + MODEL.format(longest=100) + 'name = "small"\nin_flight = 2\n'
         + f'[prompts]\nsources = [{{ type = "file", path = "{folder}/prompts.jsonl", name = "mine" }}]\n'
-        + 'test_fraction = 0.0\nvalidation_fraction = 0.0\n[responses]\nmodels = ["a", "b"]\n'
+        + 'test_fraction = 0.0\nvalidation_fraction = 0.0\n[responses]\nmodels = ["a", "b"]\nresample = 0\n'
         + '[ranking]\njudge = "a"\nmax_tokens = 500\nmax_prompt_chars = 100000\n',
         "utf-8",
     )  # fmt: skip
