@@ -53,7 +53,7 @@ def test_starting_another_work_finishes_the_first(clock: Clock) -> None:
     bar.advance(1)
     bar.start("reward", 0)
     bar.finish()
-    assert [line.split(" · ")[0] for line in out.getvalue().splitlines()] == ["rank: 1/2 (50 %)", "reward: 0/0 (100 %)"]
+    assert [line.split(" · ")[0] for line in out.getvalue().splitlines()] == ["rank: 1/2 (50 %)", "reward: 0"]
 
 
 def test_advancing_without_a_start_does_nothing(clock: Clock) -> None:

@@ -20,7 +20,7 @@ class Progress(Protocol):
     """What a stage reports to. One piece of work at a time; starting another one finishes the first."""
 
     def start(self, what: str, total: int) -> None:
-        """Begin `total` units of the work named `what`, e.g. ("respond", 14000)."""
+        """Begin `total` units of the work named `what`, e.g. ("respond", 14000); 0 when nobody knows how many."""
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """`n` more units are done; `note` (e.g. "3 failed") replaces the last note unless it is empty."""
@@ -71,7 +71,7 @@ class RichProgress(Progress):
         self._started = self._printed = time.monotonic()
         if self._stream.isatty():
             self._bar = _make_bar(self._stream)
-            self._task = self._bar.add_task(what, total=total, rate="", note="")
+            self._task = self._bar.add_task(what, total=total or None, rate="", note="")
             self._bar.start()
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -99,13 +99,13 @@ class RichProgress(Progress):
         return f"{_short(self._done / max(time.monotonic() - self._started, 1e-6))}/s"
 
     def _left(self) -> str:
-        if not self._done:
+        if not self._done or not self._total:
             return "?"
         return _seconds((time.monotonic() - self._started) / self._done * max(self._total - self._done, 0))
 
     def _line(self, end: str) -> None:
-        share = f"{100 * self._done / self._total:.0f} %" if self._total else "100 %"
-        parts = [f"{self._what}: {self._done:,}/{self._total:,} ({share})", self._rate(), end, self._note]
+        of = f"/{self._total:,} ({100 * self._done / self._total:.0f} %)" if self._total else ""
+        parts = [f"{self._what}: {self._done:,}{of}", self._rate(), end, self._note]
         print(" · ".join(p for p in parts if p), file=self._stream, flush=True)
 
 

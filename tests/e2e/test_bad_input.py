@@ -130,12 +130,12 @@ CASES: dict[str, Case] = {
     "key not set": (lambda p: server(p, "STARLING_NO_SUCH_KEY"), 2, "STARLING_NO_SUCH_KEY", "export"),
     # prompts
     "no prompt file": (lambda p: p.prompts(p.folder / "none.jsonl"), 1, "does not exist", "none.jsonl"),
-    "prompts are a folder": (lambda p: p.prompts(empty_folder(p)), 1, "is a folder", "empty"),
+    "prompts are a folder": (lambda p: p.prompts(empty_folder(p)), 1, "no data file", "empty"),
     "no prompts in the file": (lambda p: p.prompts(p.file("a.jsonl", "\n\n")), 1, "no rows", "a.jsonl"),
     "every prompt empty": (lambda p: p.prompts(p.rows("a.jsonl", {"prompt": " "}, {"prompt": ""})), 1, "Not one row", "empty"),
     "prompts not UTF-8": (lambda p: p.prompts(p.file("a.jsonl", b'{"prompt": "\xff\xfe"}\n')), 1, "Not one row", "not_utf8"),
     "prompts not JSON": (lambda p: p.prompts(p.file("a.jsonl", "Hi\nHo\n")), 1, "Not one row", "not_json"),
-    "prompts of unknown kind": (lambda p: p.prompts(p.file("a.csv", "Hi\n")), 1, "not known by its name", "a.csv"),
+    "prompts of unknown kind": (lambda p: p.prompts(p.file("a.docx", "Hi\n")), 1, "not known by its name", "a.docx"),
     "half-written parquet": (lambda p: p.prompts(parquet(p, "half.parquet", 0.5)), 1, "half written", "half.parquet"),
     "broken gzip": (lambda p: p.prompts(p.file("a.jsonl.gz", gzip.compress(GOOD * 999)[:-9])), 1, "damaged", "a.jsonl.gz"),
     # rankings of others
@@ -215,7 +215,7 @@ def refused(arguments: list[Any], place: Place, capsys: pytest.CaptureFixture[st
     assert "Traceback" not in err, err
     assert out == ""
     *begun, said = err.splitlines()
-    assert all(line.split(":")[0] in pipeline.BY_NAME for line in begun), err
+    assert all(line.split(":")[0].split()[0] in pipeline.BY_NAME for line in begun), err
     assert " Where: " in said, err
     assert " What to do: " in said, err
     assert state(place.folder.parent) == before

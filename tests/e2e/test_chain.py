@@ -54,11 +54,14 @@ def test_datasets_opens_the_dataset(chain: Path, tmp_path: Path) -> None:
 
     files = {s: str(chain / "dataset" / f"{s}.parquet") for s in ("train", "validation")}
     found = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))
-    assert list(found["train"].features) == ["prompt", "answers", "turns", "num_responses", "source", "good_natured"]
+    columns = list(found["train"].features)
+    assert columns[:6] == ["prompt", "answers", "turns", "num_responses", "source", "good_natured"]
+    assert columns[6:] == ["pair_confidence", "pair_verdicts", "contested", "judge_calls"]
     assert found["train"].num_rows + found["validation"].num_rows > 100
     first = found["train"][0]
     assert first["prompt"].startswith("\n\nHuman: ")
     assert [a["rank"] for a in first["answers"]] == [1.0, 2.0, 3.0]
+    assert [(p["better"], p["worse"]) for p in first["pair_confidence"]] == [(0, 1), (0, 2), (1, 2)]
 
 
 def test_transformers_opens_the_models_and_scores_as_we_do(chain: Path) -> None:

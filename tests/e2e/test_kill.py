@@ -24,7 +24,7 @@ def answered(run_dir: Path, count: int) -> Callable[[], bool]:
     def moment() -> bool:
         try:
             with sqlite3.connect(f"file:{run_dir / 'journal.sqlite'}?mode=ro", uri=True) as db:
-                return bool(db.execute("SELECT count(*) FROM answers").fetchone()[0] >= count)
+                return bool(db.execute("SELECT count(answer) FROM calls").fetchone()[0] >= count)
         except sqlite3.OperationalError:  # not there yet
             return False
 

@@ -130,7 +130,7 @@ def test_from_a_file_to_a_dataset(settings: Path, server: Server, tmp_path: Path
     assert cli.call(["show", str(tmp_path / "run" / "ranking"), "--outcome", "refused", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["outcomes"] == {"ranked": 11, "refused": 1}
-    assert len(shown["sample"]) == 1
+    assert len(shown["sample"]) == 2, "the call, and what the prompt's calls come to"
     assert "content_filter" in shown["sample"][0]["raw_reply"]
     everything = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     with sqlite3.connect(tmp_path / "run" / "journal.sqlite") as journal:
