@@ -15,10 +15,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-WORDS = (
-    "the a model answer question reason because first then finally example water light river number seven people often think "
-    "that this would help clearly simple idea step however between around quite good better result shows means use find make"
-).split()
+_WORDS = """
+the a model answer question reason because first then finally example water light river number seven people often think that this
+would help clearly simple idea step however between around quite good better result shows means use find make
+"""
+WORDS = tuple(_WORDS.split())
 
 CHAT, COMPLETION, MESSAGES = "chat", "completion", "messages"
 """The three formats."""
@@ -107,7 +108,7 @@ class Speaker:
         text = self.text(asked, flaw)
         finish = {"finish_length": "length", "content_filter": "refusal", "unknown_finish": "unknown"}.get(flaw, "stop")
         usage: Any = {"no_usage": None, "bad_usage": "many"}.get(flaw, (len(asked.last) // 4 + 1, len(text) // 4 + 1))
-        if flaw in ("", "no_usage"):
+        if flaw not in ("null_text", "finish_length", "content_filter", "unknown_finish", "bad_usage"):
             head, tail = self._frame(asked.form, asked.model)
             ident = f'{{"id":"r-{asked.key[:20]}",'.encode()
             counts = b"" if usage is None else usage_json(asked.form, usage)
@@ -119,8 +120,8 @@ class Speaker:
         if (form, model) not in self._cache:
             name = json.dumps(model)
             if form == CHAT:
-                head = f'"object":"chat.completion","created":1700000000,"model":{name},"choices":[{{"index":0,"message":{{"role":'
-                head, tail = head + '"assistant","content":', '},"logprobs":null,"finish_reason":"stop"}]'
+                head = f'"object":"chat.completion","created":1700000000,"model":{name},"choices":[{{"index":0,"message":'
+                head, tail = head + '{"role":"assistant","content":', '},"logprobs":null,"finish_reason":"stop"}]'
             elif form == COMPLETION:
                 head = f'"object":"text_completion","created":1700000000,"model":{name},"choices":[{{"index":0,"text":'
                 tail = ',"logprobs":null,"finish_reason":"stop"}]'

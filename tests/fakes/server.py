@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import gc
 import json
+import logging
 import resource
 import signal
 import sys
@@ -232,8 +233,14 @@ def failure(form: str, kind: str, message: str, retry_after: str = "") -> web.Re
     return web.Response(status=STATUS[kind], body=replies.error_body(form, kind, message), headers=headers)
 
 
+def worth_logging(record: logging.LogRecord) -> bool:
+    """Not the connections that clients gave up or that were reset on purpose."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ConnectionError))
+
+
 async def serve(args: argparse.Namespace) -> None:
     """Listen, say where, and go on until a signal."""
+    logging.getLogger("aiohttp.server").addFilter(worth_logging)
     plan = Plan.from_json(json.loads(args.faults))
     server = Server(args.latency, args.jitter, args.chars, plan, args.key)
 
