@@ -153,8 +153,8 @@ class Server:
         await response.prepare(request)
         if fault is not None and kind == "drip":
             for start in range(0, len(body), 1 + len(body) // 20):
-                await response.write(body[start : start + 1 + len(body) // 20])
                 await asyncio.sleep(fault.seconds / 20)
+                await response.write(body[start : start + 1 + len(body) // 20])
         elif kind == "cut_body":
             await response.write(body[: len(body) // 2])
             await asyncio.sleep(0.01)
