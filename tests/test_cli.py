@@ -18,6 +18,7 @@ import starling
 from starling import cli, pipeline
 from starling.artifacts import open_artifact
 from starling.errors import TrainingError
+from starling.journal import Journal, Spend, StoredReply
 from starling.nectar import read_nectar
 
 MICRO = Path(__file__).parent / "e2e" / "micro.toml"
@@ -219,6 +220,22 @@ def test_import_never_replaces_a_folder_of_the_user(run: Run, tmp_path: Path) ->
     assert code == 2
     assert "is no import of Starling" in err
     assert (tmp_path / "mine" / "x").read_text("utf-8") == "precious"
+
+
+def test_show_reads_a_journal(run: Run, tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        for key, status in (("a", 200), ("b", 400)):
+            journal.intend(key, 1, {"model": {"name": "m"}, "purpose": "judge"}, most=Spend(tokens=7))
+            journal.put(key, 1, StoredReply(status=status, body=f"said {key}", error="" if status == 200 else "HTTP 400"))
+    code, out, _ = run("show", tmp_path / "j.sqlite", "--outcome", "failed", "--json")
+    assert code == 0
+    shown = json.loads(out)
+    assert (shown["answered"], shown["attempts"], shown["failed"], shown["tokens"]) == (1, 2, 1, 7)
+    assert [(r["key"], r["attempts"][0]["reply"]) for r in shown["sample"]] == [("b", "said b")]
+    assert "said a" in run("show", tmp_path / "j.sqlite")[1]
+    code, _, err = run("show", tmp_path / "j.sqlite", "--outcome", "unparsed")
+    assert code == 2
+    assert "answered, failed, unfinished" in err
 
 
 def test_show_prints_lineage_rows_and_outcomes(run: Run, tmp_path: Path) -> None:

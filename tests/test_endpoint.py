@@ -26,7 +26,7 @@ from starling import endpoint as module
 from starling.config import OpenAIModel
 from starling.endpoint import BatchEndpoint, HttpEndpoint, Reply, Request, ScriptedEndpoint
 from starling.errors import BudgetError, ConfigError, EndpointError
-from starling.journal import Intent, Journal, StoredReply
+from starling.journal import Budget, Intent, Journal, StoredReply
 from starling.progress import Silent
 from starling.records import Finish, Message, ModelRef, Sampling
 
@@ -142,7 +142,7 @@ def http(server: Server, journal: Journal, **settings: Any) -> HttpEndpoint:
 
 def everything_in(path: Path) -> bytes:
     """All bytes of a journal, the compressed ones unpacked."""
-    rows = sqlite3.connect(path).execute("SELECT body FROM attempts UNION ALL SELECT request FROM requests").fetchall()
+    rows = sqlite3.connect(path).execute("SELECT text FROM replies UNION ALL SELECT text FROM questions").fetchall()
     raw = b"".join(p.read_bytes() for p in path.parent.glob(path.name + "*"))
     return raw + b"".join(zlib.decompress(blob) for (blob,) in rows if blob)
 
@@ -524,14 +524,14 @@ def test_the_budget_is_spent_exactly_and_a_larger_one_goes_on(server: Server, tm
 
     server.answer = slow
     requests = [ask(str(i)) for i in range(50)]
-    with Journal(tmp_path / "j", budget_calls=20) as journal:
+    with Journal(tmp_path / "j", Budget(calls=20)) as journal:
         for _ in range(2):
-            with pytest.raises(BudgetError, match="20 paid"):
+            with pytest.raises(BudgetError, match="budget_calls = 20"):
                 http(server, journal, in_flight=8).complete_all(requests)
             assert sum(server.seen.values()) == 20
             assert journal.usage().unfinished == 0
             assert journal.count() == 20
-    with Journal(tmp_path / "j", budget_calls=50) as journal:
+    with Journal(tmp_path / "j", Budget(calls=50)) as journal:
         replies = http(server, journal, in_flight=8).complete_all(requests)
     assert [r.text for r in replies] == [f"re {i}" for i in range(50)]
     assert max(server.seen.values()) == 1
@@ -575,7 +575,7 @@ import sys
 from pathlib import Path
 from starling.config import OpenAIModel
 from starling.endpoint import HttpEndpoint, Request
-from starling.journal import Journal
+from starling.journal import Budget, Journal
 from starling.records import Message, ModelRef
 model = ModelRef(provider="scripted", name="m")
 with Journal(Path(sys.argv[1])) as journal:
@@ -637,7 +637,7 @@ def test_a_script_answers_each_question_once(journal: Journal) -> None:
 
 
 def test_a_script_keeps_to_the_budget(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", budget_calls=70) as journal:
+    with Journal(tmp_path / "j", Budget(calls=70)) as journal:
         with pytest.raises(BudgetError):
             ScriptedEndpoint(MODEL, lambda r: "x", journal).complete_all([ask(str(i)) for i in range(100)])
         assert journal.count() == 70

@@ -9,15 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 
-from starling import journal as module
 from starling.errors import BudgetError, JournalError
-from starling.journal import Answer, Intent, Journal, Rejection, StoredReply, Tokens, Usage
+from starling.journal import Answer, Budget, Intent, Journal, Rejection, Spend, StoredReply, Tokens, Usage
+from starling.journal import database as module
 
 ASKED = {"model": {"name": "m"}, "purpose": "judge", "messages": [["user", "hé \ud800"]]}
+
+
+MOST = Spend(tokens=100, microdollars=500)
 
 
 def ok(body: str) -> StoredReply:
@@ -82,29 +86,33 @@ def test_an_answer_that_is_none_can_be_taken_back(tmp_path: Path) -> None:
 
 
 def test_usage_by_hand(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", budget_calls=100) as journal:
+    with Journal(tmp_path / "j", Budget(calls=100)) as journal:
         for key, reply in {
             "a": ok("x"),
             "b": StoredReply(status=429, error="slow"),
             "c": StoredReply(status=0, error="timeout"),
         }.items():
-            journal.intend(key, 1, ASKED)
+            journal.intend(key, 1, ASKED, most=MOST)
             journal.put(key, 1, reply)
-        journal.intend("d", 1, ASKED)
+        journal.intend("d", 1, ASKED, most=MOST)
         journal.intend("e", 1, {"model": {"name": "local"}, "purpose": "respond"}, paid=False)
         journal.put("e", 1, ok("y"))
-        journal.write([Tokens(key="a", attempt=1, prompt=7, completion=2), Tokens(key="e", attempt=1, prompt=1, completion=None)])
+        spent = Spend(tokens=9, microdollars=40)
+        told = [Tokens(key="a", attempt=1, prompt=7, completion=2, spent=spent)]
+        journal.write([*told, Tokens(key="e", attempt=1, prompt=1, completion=None)])
         # paid: a (answered), c (perhaps answered), d (in flight); a rejected call costs nothing, a local one neither.
+        # tokens: 9 of a, and what c and d can have come to at most, 100 and 100.
         assert journal.usage() == Usage(
-            answered=2, attempts=5, paid=3, failed=2, unfinished=1, prompt_tokens=8, completion_tokens=2
-        )
+            answered=2, attempts=5, paid=3, failed=2, unfinished=1, prompt_tokens=8, completion_tokens=2,
+            tokens=209, dollars=0.001040, latency_s=1.0,
+        )  # fmt: skip
         assert journal.usage(model="local").attempts == 1
         assert journal.usage(purpose="judge").answered == 1
         assert journal.usage(purpose="judge", model="local").attempts == 0
 
 
 def test_budget_counts_what_may_have_been_paid_and_survives_a_restart(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", budget_calls=3) as journal:
+    with Journal(tmp_path / "j", Budget(calls=3)) as journal:
         journal.intend("a", 1, ASKED)
         journal.put("a", 1, StoredReply(status=429, error="slow"))  # given back
         journal.intend("b", 1, ASKED)
@@ -112,13 +120,97 @@ def test_budget_counts_what_may_have_been_paid_and_survives_a_restart(tmp_path: 
         journal.intend("c", 1, ASKED)
         journal.put("c", 1, ok("x"))
         journal.intend("d", 1, ASKED)
-    with Journal(tmp_path / "j", budget_calls=3) as journal:
+    with Journal(tmp_path / "j", Budget(calls=3)) as journal:
         journal.intend("free", 1, ASKED, paid=False)
         journal.intend("e", 1, ASKED)
-        with pytest.raises(BudgetError, match="3 paid model calls") as caught:
+        with pytest.raises(BudgetError, match=r"budget_calls = 3 \(3 made\)") as caught:
             journal.intend("f", 1, ASKED)
         assert "run.budget_calls" in str(caught.value)
         assert journal.request("f") is None
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=300), Budget(dollars=0.0015), Budget(calls=9, tokens=300, dollars=1)])
+def test_tokens_and_dollars_are_set_aside_at_most_and_given_back(tmp_path: Path, budget: Budget) -> None:
+    with Journal(tmp_path / "j", budget) as journal:
+        for key in "abc":
+            journal.intend(key, 1, ASKED, most=MOST)
+        assert not journal.reserve(MOST), "three times the most is all there is"
+        journal.put("a", 1, ok("x"))
+        assert not journal.reserve(MOST), "what it cost is not known yet"
+        journal.write([Tokens(key="a", attempt=1, prompt=30, completion=10, spent=Spend(tokens=40, microdollars=200))])
+        assert journal.reserve(Spend(tokens=60, microdollars=300))
+        assert not journal.reserve(Spend(tokens=1, microdollars=1))
+        journal.put("b", 1, StoredReply(status=503, error="busy"))
+        assert journal.reserve(MOST), "an error is free"
+        journal.put("c", 1, StoredReply(status=0, error="timeout"))
+        assert not journal.reserve(Spend(tokens=1, microdollars=1)), "it may have been paid for"
+    with Journal(tmp_path / "j", budget) as journal:  # reservations that were never announced died with the process
+        assert journal.reserve(Spend(tokens=160, microdollars=800)), "40 of a and 100 of c are spent"
+        with pytest.raises(BudgetError, match=r"run\.budget_") as caught:
+            journal.intend("d", 1, ASKED, most=Spend(tokens=1, microdollars=1))
+        assert "raise it" in str(caught.value)
+
+
+def test_which_keys_are_answered(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        for i in range(1203):
+            journal.write([Intent(key=f"k{i}", attempt=1, request=ASKED)])
+        journal.write([Answer(key=f"k{i}", attempt=1, reply=ok("")) for i in range(0, 1203, 2)])
+        assert journal.answered(f"k{i}" for i in range(1400)) == {f"k{i}" for i in range(0, 1203, 2)}
+        assert not journal.is_empty()
+
+
+def test_readers_do_not_wait_for_a_transaction(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal, Journal(tmp_path / "j") as other:
+        journal.intend("k", 1, ASKED)
+        journal.put("k", 1, ok("x"))
+        with other._db.transaction():
+            assert journal.get("k") == ok("x")
+
+
+def test_people_see_questions_replies_and_failures(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        for key in ("answered", "failed", "unfinished"):
+            journal.intend(key, 1, {"model": {"name": key[0]}, "purpose": "judge"})
+        journal.put("answered", 1, ok("yes"))
+        journal.put("failed", 1, StoredReply(status=400, body="{}", error="HTTP 400"))
+        assert [row["key"] for row in journal.listing(None, 2)] == ["unfinished", "failed"]
+        for state in ("answered", "failed", "unfinished"):
+            (row,) = journal.listing(state, 5)
+            assert (row["key"], row["model"], row["request"]["purpose"]) == (state, state[0], "judge")
+        (attempt,) = journal.listing("failed", 1)[0]["attempts"]
+        assert (attempt["status"], attempt["error"], attempt["reply"]) == (400, "HTTP 400", "{}")
+        assert journal.listing("unfinished", 1)[0]["attempts"][0]["reply"] is None
+
+
+def test_plain_sql_can_read_it(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        journal.intend("k", 1, ASKED, most=MOST)
+        journal.put("k", 1, ok("body"))
+    db = sqlite3.connect(tmp_path / "j")
+    query = "SELECT key, model, purpose, attempt, is_answer, status, dollars FROM readable"
+    assert db.execute(query).fetchall() == [("k", "m", "judge", 1, 1, 200, 0.0005)]
+    size, text = db.execute("SELECT bytes, text FROM replies").fetchone()
+    assert (size, zlib.decompress(text)) == (4, b"body"), "what sqlar_uncompress(text, bytes) does"
+
+
+def test_a_full_disk_loses_nothing_and_the_journal_goes_on(tmp_path: Path) -> None:
+    """SQLite reports a full disk and a file at its largest permitted size in the same way."""
+    with Journal(tmp_path / "j") as journal:
+        journal.intend("a", 1, ASKED)
+        journal.put("a", 1, ok("kept"))
+        pages = journal._db.one("PRAGMA page_count")
+        journal._db.one(f"PRAGMA max_page_count = {pages + 2}")
+        journal.intend("b", 1, ASKED)
+        with pytest.raises(JournalError, match="full") as caught:
+            journal.put("b", 1, ok(os.urandom(100_000).hex()))
+        assert "free disk space" in caught.value.cure
+        assert journal.get("a") == ok("kept")
+        assert journal.attempts("b") == [None]
+        journal._db.one(f"PRAGMA max_page_count = {pages + 1000}")
+        journal.put("b", 1, ok("now"))
+        assert journal.get("b") == ok("now")
+    assert sqlite3.connect(tmp_path / "j").execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_threads_may_share_it(tmp_path: Path) -> None:
@@ -127,7 +219,7 @@ def test_threads_may_share_it(tmp_path: Path) -> None:
             journal.intend(f"{name}{i}", 1, ASKED)
             journal.put(f"{name}{i}", 1, ok(name))
 
-    with Journal(tmp_path / "j", budget_calls=400) as journal:
+    with Journal(tmp_path / "j", Budget(calls=400)) as journal:
         threads = [threading.Thread(target=work, args=(n,)) for n in "abcd"]
         for thread in threads:
             thread.start()
@@ -210,12 +302,42 @@ def test_an_older_journal_is_migrated_once(tmp_path: Path, monkeypatch: pytest.M
     with Journal(tmp_path / "j") as journal:
         journal.intend("k", 1, ASKED)
         journal.put("k", 1, ok("x"))
-    monkeypatch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, ("ALTER TABLE requests ADD COLUMN note TEXT",)))
+    monkeypatch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, ("ALTER TABLE calls ADD COLUMN note TEXT",)))
     for _ in range(2):
         with Journal(tmp_path / "j") as journal:
             assert journal.get("k") == ok("x")
-    columns = sqlite3.connect(tmp_path / "j").execute("PRAGMA table_info(requests)").fetchall()
+    columns = sqlite3.connect(tmp_path / "j").execute("PRAGMA table_info(calls)").fetchall()
     assert "note" in [c[1] for c in columns]
+
+
+def test_the_first_schema_is_carried_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file as version 1 wrote it, by hand: an answered call with a failed attempt before it, and one without an end."""
+    db = sqlite3.connect(tmp_path / "j")
+    for statement in module.MIGRATIONS[0]:
+        db.execute(statement)
+    asked, said = zlib.compress(b'{"purpose":"judge"}'), zlib.compress(b"fine")
+    db.executemany("INSERT INTO requests VALUES (?, 'm', 'judge', ?)", [("a", asked), ("b", asked)])
+    attempts = [
+        (1, "a", "s", 1, 0, 10.0, 11.0, 500, 1.0, "HTTP 500", None, None, None),
+        (2, "a", "s", 2, 1, 12.0, 13.0, 200, 0.5, "", 7, 3, said),
+        (3, "b", "s", 1, 1, 14.0, None, None, None, "", None, None, None),
+    ]
+    db.executemany("INSERT INTO attempts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", attempts)
+    db.execute("INSERT INTO answers VALUES ('a', 2)")
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    with Journal(tmp_path / "j", Budget(calls=3)) as journal:
+        assert journal.get("a") == ok("fine")
+        assert journal.attempts("a") == [StoredReply(status=500, error="HTTP 500", latency_s=1.0), ok("fine")]
+        assert journal.attempts("b") == [None]
+        assert journal.request("b") == {"purpose": "judge"}
+        assert journal.usage(purpose="judge").prompt_tokens == 7
+        assert journal.usage().tokens == 10
+        journal.intend("c", 1, ASKED)
+        assert not journal.reserve()
+    row = sqlite3.connect(tmp_path / "j").execute("SELECT bytes FROM replies").fetchone()
+    assert row == (4,)
 
 
 def test_a_failing_migration_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,26 @@ def _raw_reply(run_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
     with Journal(run_dir / JOURNAL_FILE) as journal:
         stored = journal.get(row["call_id"])
     return {"raw_reply": stored.body} if stored is not None else {}
+
+
+# ── the journal ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STATES = ("answered", "failed", "unfinished")
+
+
+def journal_rows(path: Path, state: str | None, limit: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the calls in a journal came to, and the newest of them, whole.
+
+    Args:
+        path: a run's journal.sqlite.
+        state: one of STATES, or None for all.
+        limit: most calls.
+
+    Raises:
+        UsageError: there is no such state.
+        JournalError: the file is no journal.
+    """
+    if state not in (None, *STATES):
+        raise UsageError(f"A journal has no calls that are '{state}'", where=str(path), cure=f"use one of {', '.join(STATES)}")
+    with Journal(path) as journal:
+        return {"journal": str(path), **asdict(journal.usage())}, journal.listing(state, limit)

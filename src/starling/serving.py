@@ -20,7 +20,7 @@ from starling.artifacts import open_artifact
 from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, OpenAIModel
 from starling.content import content_of
 from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, Reply, Request, ScriptedEndpoint
-from starling.journal import Journal
+from starling.journal import Budget, Journal
 from starling.records import ModelRef, content_hash
 
 JOURNAL_FILE = "journal.sqlite"
@@ -46,7 +46,7 @@ class Endpoints:
     def __exit__(self, *exception: object) -> None:
         if self._journal is None:
             return
-        unused = self._new_journal and self._journal.usage().attempts == 0
+        unused = self._new_journal and self._journal.is_empty()
         self._journal.close()
         if unused:
             for suffix in ("", "-wal", "-shm"):
@@ -69,7 +69,8 @@ class Endpoints:
     def _make(self, name: str) -> Endpoint:
         settings, seed = self._config.models[name], self._config.run.seed
         if self._journal is None:
-            self._journal = Journal(self._path, self._config.run.budget_calls)
+            run = self._config.run
+            self._journal = Journal(self._path, Budget(run.budget_calls, run.budget_tokens, run.budget_dollars))
         if isinstance(settings, OpenAIModel):
             return HttpEndpoint(name, settings, self._journal)
         if isinstance(settings, MicroworldJudge):

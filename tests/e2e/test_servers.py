@@ -134,7 +134,7 @@ def test_from_a_file_to_a_dataset(settings: Path, server: Server, tmp_path: Path
     assert "content_filter" in shown["sample"][0]["raw_reply"]
     everything = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     with sqlite3.connect(tmp_path / "run" / "journal.sqlite") as journal:
-        packed = journal.execute("SELECT request FROM requests UNION ALL SELECT body FROM attempts").fetchall()
+        packed = journal.execute("SELECT text FROM questions UNION ALL SELECT text FROM replies").fetchall()
     assert len(packed) == 2 * 36
     assert KEY.encode() not in everything + b"".join(zlib.decompress(blob) for (blob,) in packed)
 
@@ -155,7 +155,7 @@ def test_the_budget_stops_and_more_budget_goes_on(
     settings: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.call(["dataset", str(settings), "--set", "run.budget_calls=10"]) == 1
-    assert "budget of 10" in capsys.readouterr().err
+    assert "run.budget_calls = 10 (10 made)" in capsys.readouterr().err
     assert len(server.calls) == 10
     assert cli.call(["dataset", str(settings), "--set", "run.budget_calls=36"]) == 0
     assert len(server.calls) == 36

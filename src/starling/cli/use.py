@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,20 +51,35 @@ def score(
 
 @app.command()
 def show(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of a finished stage, e.g. runs/tiny/ranking.")],
-    outcome: Annotated[str | None, typer.Option("--outcome", metavar="NAME", help="Only rows with this outcome.")] = None,
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="Folder of a finished stage, e.g. runs/tiny/ranking, or a journal.sqlite.")
+    ],
+    outcome: Annotated[
+        str | None,
+        typer.Option(
+            "--outcome", metavar="NAME", help="Only rows with this outcome; of a journal: answered, failed or unfinished."
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows to print.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Show an artifact: where it came from, counts and failures, rows; judgments with the judge's raw reply."""
+    """Show an artifact: where it came from, counts and failures, rows; judgments with the judge's raw reply. Or a journal of
+    model calls: what they came to, and the newest calls with question, raw replies and cost."""
     from starling import interact
 
+    if artifact.is_file():
+        about, listed = interact.journal_rows(artifact, outcome, rows)
+        _shown(about, listed, as_json)
+        return
     found = interact.open_folder(artifact)
     about = {
         "stage": found.stage, "fingerprint": found.fingerprint, "rows": found.rows, "seconds": found.seconds,
         "outcomes": found.outcomes, "inputs": found.inputs, "metrics": found.metrics, "config": found.config,
     }  # fmt: skip
-    listed = interact.artifact_rows(found, outcome, rows)
+    _shown(about, interact.artifact_rows(found, outcome, rows), as_json)
+
+
+def _shown(about: dict[str, Any], listed: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json({**about, "sample": listed})
         return

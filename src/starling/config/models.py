@@ -22,6 +22,14 @@ class RunSection(Section):
     budget_calls: int | None = Field(
         default=None, gt=0, description="Most model calls the run may pay for; it stops cleanly there. No default limit."
     )
+    budget_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        description="Most tokens, prompts and replies together. Before a call leaves, the longest reply it may get is set aside.",
+    )
+    budget_dollars: float | None = Field(
+        default=None, gt=0, description="Most dollars, by the prices under the models. Set aside likewise."
+    )
 
 
 # ── models behind endpoints ──────────────────────────────────────────────────────────────────────────────────────────
