@@ -184,14 +184,14 @@ class Server:
 
     def control(self, wanted: dict[str, Any]) -> None:
         """Change what is named; see the top of the file."""
+        if wanted.get("forget"):
+            self.record = Record()
+            self.batches.forget()
         self.latency = float(wanted.get("latency", self.latency))
         self.jitter = float(wanted.get("jitter", self.jitter))
         if "faults" in wanted:
             self.plan = Plan.from_json(wanted["faults"])
         self.batches.settings |= wanted.get("batch", {})
-        if wanted.get("forget"):
-            self.record = Record()
-            self.batches.forget()
 
     def stats(self, *, keys: bool) -> dict[str, Any]:
         """Everything that was seen, as JSON."""
