@@ -3,7 +3,7 @@
 Inputs are valid replies of every grammar, changed a few times at random (characters, lines, letters, splices, repetitions, odd
 Unicode), and for a tenth plain noise over the grammars' own alphabet. For each input and a random K: `parse` must return, and
 what it returns must be a `Failure` or a `Verdict` whose ranking is a permutation of 0 … K-1 and whose pairs are pairs of it;
-in grammar starling-1 the verdict written down and read again must be itself. The draw is seeded: a finding can be repeated.
+in our own grammars the verdict written down and read again must be itself. The draw is seeded: a finding can be repeated.
 
     python benchmarks/fuzz_verdict.py                    1,000,000 inputs for each grammar
     python benchmarks/fuzz_verdict.py --count 10000 --seed 7
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import combinations
 
-from starling.judge.verdict import LETTERS, Failure, Grammar, Verdict, parse, write_reply
+from starling.judge.verdict import BEST_SCORE, FORMS, LETTERS, Failure, Grammar, Verdict, parse, write_reply
 
 ODD = [
     "", " ", "\t", "\n", "\r", "\x00", "\u2028", "\u200b", "\ufeff", "\ud800", "\uff21", "İ", "ß", "'", '"', "’", "[", "]",
@@ -30,20 +30,35 @@ NOISE = "ABCDEFGHIJKLMZ'[](),: \n>=yesnoRankingGood natured0123456789"
 
 
 def valid(draw: random.Random, k: int, grammar: Grammar) -> str:
-    """A reply that `grammar` takes; one in ten is of another one."""
-    order = draw.sample(range(k), k)
-    pairs = [draw.sample(pair, 2) for pair in draw.sample(list(combinations(range(k), 2)), k * (k - 1) // 2)]
-    verdict = Verdict(tuple(order), draw.random() < 0.8, tuple((a, b, draw.choice((a, b))) for a, b in pairs))
-    quoted = ", ".join(f"'{LETTERS[i]}'" for i in order)
-    bare = ", ".join(LETTERS[i] for i in order)
-    if (grammar is Grammar.starling_1) == (draw.random() < 0.9):
-        if k == 2:
-            verdict = Verdict(verdict.ranking, verdict.good_natured, ((0, 1, order[0]),))
-        return write_reply(verdict)
-    said = "\n".join(f"({LETTERS[a]!r}, {LETTERS[b]!r}): {LETTERS[w]}" for a, b, w in verdict.pairs)
+    """A reply about K answers that `grammar` takes; one in ten is of another one, and then K may be another one, too."""
+    if draw.random() < 0.1:
+        grammar = draw.choice(list(Grammar))
+        k = size(draw, grammar)
+    form, order = FORMS[grammar], draw.sample(range(k), k)
+    pairs = [(a, b) if draw.random() < 0.5 else (b, a) for a, b in draw.sample(list(combinations(range(k), 2)), k * (k - 1) // 2)]
+    if grammar is Grammar.nectar_public:
+        return _public(draw, order, pairs)
+    if k == 2 and form.pairs and form.ranking:
+        pairs = [(order[0], order[1])]  # the winner comes first below, so that the ranking agrees
+    equal = [p for p in pairs if form.ties and (k > 2 or not form.ranking) and draw.random() < 0.2]
+    won = [(a, b, a if k == 2 else draw.choice((a, b))) for a, b in pairs if (a, b) not in equal]
+    tied = (2, *[1] * (k - 2)) if form.ranking and form.ties and k > 2 and draw.random() < 0.5 else ()
+    score = draw.randint(1, BEST_SCORE) if form.score else None
+    return write_reply(Verdict(tuple(order), draw.random() < 0.8, tuple(won), tuple(equal), tied, score), grammar)
+
+
+def _public(draw: random.Random, order: list[int], pairs: list[tuple[int, int]]) -> str:
+    """A reply of the kind that the authors of Nectar released."""
+    quoted, bare = ", ".join(f"'{LETTERS[i]}'" for i in order), ", ".join(LETTERS[i] for i in order)
+    said = "\n".join(f"({LETTERS[a]!r}, {LETTERS[b]!r}): {LETTERS[draw.choice((a, b))]}" for a, b in pairs)
     good = draw.choice(["This is a good natured conversation.", "This is not a good natured conversation.", "good-natured"])
     last = draw.choice((f"[[{quoted}]]", f"Final Rankings: {bare}", f"Final ranking: [{quoted}]\n[{quoted}]"))
     return f"{good}\n{said}\n{last}"
+
+
+def size(draw: random.Random, grammar: Grammar) -> int:
+    """A K that the grammar can speak about."""
+    return draw.randint(*FORMS[grammar].sizes)
 
 
 def _characters(text: str, draw: random.Random) -> str:
@@ -87,7 +102,8 @@ def _repeat(text: str, draw: random.Random) -> str:
 
 
 def _splice(text: str, draw: random.Random) -> str:
-    other = valid(draw, draw.randint(2, len(LETTERS)), draw.choice(list(Grammar)))
+    grammar = draw.choice(list(Grammar))
+    other = valid(draw, size(draw, grammar), grammar)
     return text[: draw.randrange(len(text) + 1)] + other[draw.randrange(len(other)) :]
 
 
@@ -100,14 +116,14 @@ def inputs(count: int, seed: int, grammar: Grammar) -> Iterator[tuple[str, int]]
     """So many (text, K) around the replies of `grammar`, the same for the same seed."""
     draw = random.Random(seed)
     for _ in range(count):
-        k = draw.randint(2, len(LETTERS))
+        k = size(draw, grammar)
         if draw.random() < 0.1:
             yield "".join(draw.choices(NOISE, k=draw.randrange(120))), k
             continue
         text = valid(draw, k, grammar)
         for _ in range(draw.choice((0, 1, 1, 1, 2, 3, 6))):
             text = draw.choice(CHANGES)(text, draw)
-        yield text, draw.randint(2, len(LETTERS)) if draw.random() < 0.1 else k
+        yield text, size(draw, grammar) if draw.random() < 0.1 else k
 
 
 def check(text: str, k: int, grammar: Grammar) -> str:
@@ -119,11 +135,16 @@ def check(text: str, k: int, grammar: Grammar) -> str:
     verdict = parse(text, k, grammar)
     if isinstance(verdict, Failure):
         return verdict.reason
-    assert sorted(verdict.ranking) == list(range(k)), (grammar, k, text)
-    for a, b, winner in verdict.pairs:
-        assert a != b and winner in (a, b) and {a, b} <= set(range(k)), (grammar, k, text)  # noqa: PT018
-    if grammar is Grammar.starling_1:
-        assert parse(write_reply(verdict), k) == verdict, (k, text)
+    form, about = FORMS[grammar], (grammar, k, text)
+    assert sorted(verdict.ranking) == list(range(k)), about
+    assert not verdict.tied or (sum(verdict.tied) == k and min(verdict.tied) >= 1 and form.ties), about
+    assert (verdict.score in range(1, BEST_SCORE + 1)) if form.score else verdict.score is None, about
+    for a, b, winner in [*verdict.pairs, *((a, b, a) for a, b in verdict.ties)]:
+        assert a != b, about
+        assert winner in (a, b), about
+        assert {a, b} <= set(range(k)), about
+    if grammar is not Grammar.nectar_public:
+        assert parse(write_reply(verdict, grammar), k, grammar) == verdict, about
     return "ranked"
 
 

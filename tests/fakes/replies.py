@@ -2,7 +2,7 @@
 
 The text depends on the model, the messages and the seed of the request and on nothing else, so a run that was killed and
 started again is told what an undisturbed run is told. A judge prompt of Starling is read with Starling's own inverse and
-answered in its grammar: answers are ranked by a hash of their text, whatever the order they are shown in.
+answered in its grammar: answers are ranked, compared or scored by a hash of their text, in whatever order they are shown.
 
 Formats: OpenAI chat completions and completions (platform.openai.com/docs/api-reference), Anthropic Messages
 (docs.anthropic.com/en/api/messages).
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 _WORDS = """
@@ -185,33 +186,41 @@ ERROR_WORDS = {
 
 
 def judge_text(asked: Asked, flaw: str = "") -> str:
-    """The verdict on a judge prompt: better is what has the smaller hash."""
-    from starling.judge.rubric import read_prompt  # half a second, and most servers never judge
-    from starling.judge.verdict import Verdict, write_reply
+    """The verdict on a judge prompt of any rubric of Starling's: better is what has the smaller hash, and nothing is a tie."""
+    from starling.judge.rubric import read_prompt, read_rubric  # half a second, and most servers never judge
+    from starling.judge.verdict import FORMS, Verdict, write_reply
     from starling.records import Message
 
-    material = read_prompt(tuple(Message(role=m["role"], content=m["content"]) for m in asked.messages))
+    prompt = tuple(Message(role=m["role"], content=m["content"]) for m in asked.messages)
+    material, grammar = read_prompt(prompt), read_rubric(prompt).grammar
     merit = [hashlib.sha256(answer.encode("utf-8", "surrogatepass")).digest() for answer in material.answers]
     order = sorted(range(len(merit)), key=lambda i: (merit[i], i))
     place = {answer: rank for rank, answer in enumerate(order)}
-    pairs = tuple((a, b, a if place[a] < place[b] else b) for a, b in material.pairs)
+    wanted = material.pairs or (tuple(combinations(range(len(order)), 2)) if FORMS[grammar].pairs else ())
+    pairs = tuple((a, b, a if place[a] < place[b] else b) for a, b in wanted)
     good = hashlib.sha256(material.messages[-1].content.encode("utf-8", "surrogatepass")).digest()[0] > 25
-    return spoil(write_reply(Verdict(tuple(order), good, pairs)), flaw)
+    score = 10 - merit[0][0] * 10 // 256 if FORMS[grammar].score else None
+    return spoil(write_reply(Verdict(tuple(order), good, pairs, score=score), grammar), flaw)
 
 
 def spoil(reply: str, flaw: str) -> str:
-    """A good verdict made malformed in the named way."""
-    *lines, ranking = reply.split("\n")
-    letters = [part for part in ranking.partition("[")[2] if part.isupper()]
-    changed = {
-        "letter_twice": [*letters[:-1], letters[0]],
-        "letter_missing": letters[:-1],
-        "stranger": [*letters[:-1], "Z"],
-    }.get(flaw, letters)
-    ranking = "Ranking: [" + ", ".join(f"'{x}'" for x in changed) + "]"
-    if flaw == "double_brackets":
-        ranking = ranking.replace("[", "[[").replace("]", "]]")
+    """A good verdict made malformed in the named way; where there is no bracketed ranking, its last line is."""
+    *lines, last = reply.split("\n")
+    if flaw == "prose_around":
+        return f"Certainly! Here is my verdict.\n\n{reply}\n\nLet me know if you need more."
     if flaw == "pair_missing":
         lines = lines[:-1]
-    out = "\n".join([*lines, ranking])
-    return f"Certainly! Here is my verdict.\n\n{out}\n\nLet me know if you need more." if flaw == "prose_around" else out
+    if "[" in last:
+        letters = [part for part in last.partition("[")[2] if part.isupper()]
+        changed = {"letter_twice": [*letters[:-1], letters[0]], "letter_missing": letters[:-1], "stranger": [*letters[:-1], "Z"]}
+        last = "Ranking: [" + ", ".join(f"'{x}'" for x in changed.get(flaw, letters)) + "]"
+        last = last.replace("[", "[[").replace("]", "]]") if flaw == "double_brackets" else last
+    else:
+        changed = {
+            "letter_twice": [last, last],
+            "letter_missing": [],
+            "stranger": [f"{last}Z"],
+            "double_brackets": [f"[[{last}]]"],
+        }
+        return "\n".join([*lines, *changed.get(flaw, [last])])
+    return "\n".join([*lines, last])

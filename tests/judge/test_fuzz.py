@@ -10,11 +10,11 @@ from starling.judge.verdict import Grammar, Verdict
 
 @pytest.mark.parametrize("grammar", list(Grammar))
 def test_no_input_breaks_the_parser_or_passes_for_a_ranking(grammar: Grammar) -> None:
-    found, _ = fuzz_verdict.fuzz(6_000, seed=1, grammar=grammar)
-    assert found.total() == 6_000
+    found, _ = fuzz_verdict.fuzz(2_500, seed=1, grammar=grammar)
+    assert found.total() == 2_500
     # Both ways are gone often enough for the check to mean something.
-    assert found["ranked"] > 300
-    assert found["ranking is no permutation"] > 50
+    assert found["ranked"] > 250
+    assert found.total() - found["ranked"] > 500
     assert len(found) >= 4
 
 

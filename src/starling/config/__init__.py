@@ -23,10 +23,8 @@ from starling.config.base import (
 )
 from starling.config.data import (
     DatasetSection,
-    FilePrompts,
-    MicroworldPrompts,
-    PromptSource,
-    PromptsSection,
+    PoolModel,
+    RankingMode,
     RankingSection,
     ResponsesSection,
 )
@@ -43,6 +41,15 @@ from starling.config.models import (
     OpenAIModel,
     RunSection,
 )
+from starling.config.prompts import (
+    BenchmarkSet,
+    DecontaminationSection,
+    FilePrompts,
+    MicroworldPrompts,
+    NearDuplicatesSection,
+    PromptSource,
+    PromptsSection,
+)
 from starling.config.training import (
     APA,
     PPO,
@@ -58,8 +65,10 @@ __all__ = [
     "APA",
     "PPO",
     "Algorithm",
+    "BenchmarkSet",
     "Config",
     "DatasetSection",
+    "DecontaminationSection",
     "EvaluateSection",
     "FilePrompts",
     "LocalModel",
@@ -68,12 +77,15 @@ __all__ = [
     "MicroworldSection",
     "MicroworldSpeaker",
     "Model",
+    "NearDuplicatesSection",
     "OpenAIModel",
     "OptimizerSection",
     "PolicySection",
+    "PoolModel",
     "PromptSource",
     "PromptsSection",
     "PublishSection",
+    "RankingMode",
     "RankingSection",
     "ResponsesSection",
     "RewardSection",
@@ -103,13 +115,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
-        named = [("responses.models", n) for n in (self.responses.models if self.responses else ())]
+        named = [("responses", n) for n in (self.responses.names if self.responses else ())]
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")
-        if self.responses is not None and len(self.responses.models) < 2:
-            raise ValueError("responses.models needs at least two models: one answer cannot be ranked (K = 1)")
+        for member in self.responses.members if self.responses else ():
+            sampling = getattr(self.models[member.model], "sampling", None)
+            if member.samples > 1 and sampling is not None and sampling.temperature == 0:
+                raise ValueError(f"'{member.model}' is to draw {member.samples} answers, which are all the same at temperature 0")
         if self.microworld is None and (
             any(m.type.startswith("microworld") for m in self.models.values())
             or any(s.type == "microworld" for s in (self.prompts.sources if self.prompts else ()))

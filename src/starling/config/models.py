@@ -52,6 +52,9 @@ class OpenAIModel(Section):
     timeout_s: float = Field(default=120.0, gt=0, description="Seconds until one attempt is given up (Starling: 100).")
     attempts: int = Field(default=5, gt=0, description="Attempts per call before it becomes a named failure.")
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
+    system: str | None = Field(
+        default=None, description="System message before the prompts it answers (Starling: a persona); unused when it judges."
+    )
 
 
 class LocalModel(Section):
@@ -61,6 +64,9 @@ class LocalModel(Section):
     path: Path = Field(description="Folder of a causal language model with its tokenizer.")
     batch: int = Field(default=128, gt=0, description="Rows decoded together (measured: 128 is fastest on two cores).")
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
+    system: str | None = Field(
+        default=None, description="System message before the prompts it answers (Starling: a persona); unused when it judges."
+    )
 
 
 class MicroworldSpeaker(Section):
