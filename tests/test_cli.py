@@ -158,6 +158,12 @@ def test_plan_counts_the_calls_by_hand(run: Run, tmp_path: Path) -> None:
     assert calls["ranking", "judge"]["expected"]["completion_tokens"] == 2 * 250
     assert calls["ranking", "judge"]["most"]["completion_tokens"] == 2 * 2 * 1024
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl"], "planning writes nothing"
+    # Three answers have three pairs; two prompts, two orders each, and four more where those leave doubt.
+    for mode, each in (("pairwise", 3), ("pairwise_both", 6), ("pointwise", 3), ("rank_only", 1)):
+        orders = ["--set", f"ranking={{judge='judge', mode='{mode}', orders=2, orders_if_contested=6}}"]
+        _, out, err = run("plan", MICRO, "--json", "--set", f"run.dir={tmp_path / 'r'}", "--set", source, *none, *orders)
+        planned = {c["stage"]: c["calls"] for c in json.loads(out)["calls"] if c["model"] == "judge"}
+        assert planned == {"ranking": 2 * 2 * each, "ranking contested": 2 * 4 * each, "evaluate": 0}, err
 
 
 def test_config_check_names_what_it_is_enough_for(run: Run, tmp_path: Path) -> None:

@@ -152,6 +152,22 @@ def test_counts_are_of_prompts_and_of_calls(tmp_path: Path) -> None:
     assert [r.reason.partition(":")[0] for r in found.rankings] == ["no good-natured line", "", ""]
 
 
+def test_contested_prompts_are_counted(tmp_path: Path) -> None:
+    """The judge of one prompt goes by position: its two orders contradict each other."""
+
+    def answer(request: Request) -> str:
+        seen = read_prompt(request.messages)
+        if seen.messages[-1].content == "two":
+            return write_reply(Verdict((0, 1, 2), True), read_rubric(request.messages).grammar)
+        return shortest_first(request)
+
+    settings = RankingSection(judge="j", mode="rank_only", orders=2, orders_if_contested=5)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        found = rank(PROMPTS, three_each(), ScriptedEndpoint(ModelRef(provider="s", name="j"), answer, journal), settings, 0)
+    assert [r.contested for r in found.rankings] == [False, True, False]
+    assert found.metrics == {"calls": 2 + 5 + 2, "calls_by_outcome": {"ranked": 9}, "asked_again": 0, "contested": 1}
+
+
 def test_panels_count_what_they_leave_out_in_every_pass() -> None:
     panels = Panels(PROMPTS, [response(PROMPTS[1], m, "x") for m in "aab"])
     for _ in range(2):

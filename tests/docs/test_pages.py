@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from starling import nectar
+from starling.config import RankingMode
 from starling.judge import verdict
 from starling.judge.rubric import STARLING, build_prompt, read_prompt
 from starling.nectar import imported
@@ -41,7 +43,8 @@ def test_every_failure_and_outcome_is_explained() -> None:
     text = page("judge.md")
     reasons = set(re.findall(r'Failure\("([^"]+)"', Path(verdict.__file__).read_text(encoding="utf-8")))
     assert len(reasons) > 5
-    assert set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)) == reasons | {o.value for o in Outcome}
+    explained = reasons | {o.value for o in Outcome} | set(get_args(RankingMode))
+    assert set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)) == explained
 
 
 def test_every_reason_of_the_import_is_explained() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import get_args
@@ -170,6 +171,28 @@ def test_calls_that_ended_badly_are_named_and_not_asked_again(
     [judgment] = ranked([panel("1", "2")], ask(answer), SETTINGS, seed=0)
     assert (judgment.outcome, judgment.ranking, len(asked)) == (outcome, None, 1)
     assert reason in judgment.reason
+
+
+@dataclass(frozen=True)
+class FailedReply(Reply):
+    """A failed call whose endpoint knows the kind of failure."""
+
+    failure: str = ""
+
+
+@pytest.mark.parametrize(("failure", "outcome"), [("context_length", Outcome.too_long), ("timeout", Outcome.provider_error)])
+def test_a_prompt_that_the_server_finds_too_long_is_too_long(failure: str, outcome: Outcome) -> None:
+    class Refusing:
+        model = JUDGE
+
+        def ask_all(self, requests: Collection[Request], progress: object) -> Iterator[Reply]:
+            return (
+                FailedReply("", Finish.error, r.key, "HTTP 400: 9,000 tokens are too many", failure=failure) for r in requests
+            )
+
+    [[judgment]] = rank_many([panel("1", "2")], Refusing(), SETTINGS, 0)  # type: ignore[arg-type]
+    assert (judgment.outcome, judgment.reason) == (outcome, "HTTP 400: 9,000 tokens are too many")
+    assert judgment.call_id, "a call was made"
 
 
 def test_a_prompt_that_is_too_long_is_never_sent(ask: Callable[[Answer], ScriptedEndpoint]) -> None:

@@ -113,8 +113,8 @@ class RankingSection(Section):
     judge: str = Field(description="Name under [models] of the judge.")
     mode: RankingMode = Field(
         default="internal_flipped",
-        description="How the judge is asked; [judge.md](judge.md). Starling: `internal_random`; flipping letters inside pairs "
-        "removes its taste for the letter written first.",
+        description="How the judge is asked; see docs/judge.md. Starling: `internal_random`; flipping letters inside pairs "
+        "removes the judge's taste for the letter written first.",
     )
     orders: int = Field(
         default=1,
