@@ -356,7 +356,7 @@ def test_real_replies(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).with_name("fake_run.py"))
+    spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")
     assert spec is not None
     assert spec.loader is not None
     fake_run = importlib.util.module_from_spec(spec)

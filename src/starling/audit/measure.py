@@ -5,32 +5,23 @@ replies), Friedman's test for the ranks, Kendall and Babington Smith's ζ for ci
 wins". Departures: every figure comes with an interval; figures over pairs resample prompts, since the pairs of one reply are
 not independent; replies that are no ranking are outcomes with a count, and nothing is repaired.
 
-Two ways in, one measurement. `from_replies` reads saved replies (jsonl, jsonl.gz or parquet; answers in the order shown) and
-parses each anew in the grammar nectar-public; `from_run` reads the judgments of a finished ranking. Both give a `Call` each,
-one at a time, so a file of any length fits into memory; `measure` is a pure function of them.
-
-That the answers were shuffled is taken for granted: otherwise a good answer at A looks like a bias for A.
+`measure` is a pure function of `Call`s, whoever made them: saved replies, the judgments of a finished run, a live judge
+(`starling.audit.saved`, `starling.audit.live`). That the answers were shuffled is taken for granted: otherwise a good answer
+at A looks like a bias for A.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from math import comb
-from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from starling.artifacts import open_artifact
-from starling.config import load_config
-from starling.errors import ArtifactError, InputError
-from starling.judge.verdict import LETTERS, Failure, Grammar, Pair, parse
-from starling.records import Judgment, Outcome, content_hash
-from starling.rows import Row, read_rows
-from starling.stats import Interval, chi_square_p, position_bias, ratio_interval, wilson_interval
+from starling.judge.verdict import LETTERS, Pair
+from starling.records import Outcome
+from starling.stats import Interval, bootstrap_mean, chi_square_p, position_bias, ratio_interval, wilson_interval
 
 RESAMPLES = 1000
 """Bootstrap resamples of the figures over pairs."""
@@ -90,6 +81,8 @@ class Audit:
     """By position shown: mean rank, 1 = best; (k+1)/2 is unbiased."""
     rank_chi_square: ChiSquare | None
     """Of the mean ranks against (k+1)/2: Friedman's test."""
+    position_slope: Interval | None
+    """Ranks lost per step down the list, least squares over all positions; 0 is unbiased, positive a taste for early ones."""
     pairs: int
     """Pair verdicts stated."""
     complete_pairs: Interval | None
@@ -122,7 +115,7 @@ class Audit:
                 continue
             if name in ("first_share", "mean_rank"):
                 found |= {name: [v.mean for v in value], f"{name}_ci": [[v.low, v.high] for v in value]}
-            elif name in SHARES:
+            elif name in SHARES or name == "position_slope":
                 found |= {name: value and value.mean, f"{name}_ci": value and [value.low, value.high]}
             elif isinstance(value, ChiSquare):
                 found[name] = asdict(value)
@@ -193,8 +186,9 @@ def measure(calls: Iterable[Call], *, resamples: int = RESAMPLES, seed: int = 0)
     stated = [t.pairs for t in tallies]
 
     def of_pairs(hits: list[int], counts: list[int]) -> Interval | None:
-        return _clustered(hits, counts, clusters, resamples, seed)
+        return clustered_share(hits, counts, clusters, resamples, seed)
 
+    good = [t.good_natured for t in tallies if t.good_natured is not None]
     zetas = [t.zeta for t in complete if t.zeta is not None]
     return Audit(
         calls=sum(outcomes.values()),
@@ -204,15 +198,16 @@ def measure(calls: Iterable[Call], *, resamples: int = RESAMPLES, seed: int = 0)
         k=k,
         n=len(tallies),
         **_positions(k, [t.ranking for t in tallies]),
+        position_slope=clustered_mean([_slope(t.ranking) for t in tallies], clusters, resamples, seed),
         pairs=sum(stated),
-        complete_pairs=_share(len(complete), len(tallies)),
+        complete_pairs=share_interval(len(complete), len(tallies)),
         contradiction=of_pairs([t.contradicted for t in tallies], stated),
-        cycle_share=_share(sum(t.cyclic for t in tallies), sum(t.pairs > 0 for t in tallies)),
-        consistency=_mean(zetas, resamples, seed),
-        follows_wins=_share(sum(t.follows for t in complete), len(complete)),
+        cycle_share=share_interval(sum(t.cyclic for t in tallies), sum(t.pairs > 0 for t in tallies)),
+        consistency=unit_mean(zetas, resamples, seed),
+        follows_wins=share_interval(sum(t.follows for t in complete), len(complete)),
         first_letter_win=of_pairs([t.letter for t in tallies], stated),
         first_named_win=of_pairs([t.named for t in tallies], stated),
-        good_natured=_share(sum(t.good_natured is True for t in tallies), sum(t.good_natured is not None for t in tallies)),
+        good_natured=share_interval(good.count(True), len(good)),
         longer_wins=of_pairs([t.longer[0] for t in tallies], [t.longer[1] for t in tallies]),
         longer_wins_adjacent=of_pairs([t.longer_adjacent[0] for t in tallies], [t.longer_adjacent[1] for t in tallies]),
     )
@@ -292,7 +287,18 @@ def _positions(k: int, rankings: Sequence[Sequence[int]]) -> dict[str, Any]:
     }
 
 
-def _share(hits: int, n: int) -> Interval | None:
+def _slope(ranking: Sequence[int]) -> float:
+    """Least-squares slope of the rank over the position shown."""
+    k = len(ranking)
+    return sum((position - (k - 1) / 2) * rank for rank, position in enumerate(ranking)) * 12 / (k * (k * k - 1))
+
+
+def clustered_mean(values: Sequence[float], clusters: Sequence[str], resamples: int, seed: int) -> Interval | None:
+    """Mean of any numbers, clusters resampled whole; None without a value."""
+    return bootstrap_mean(values, list(clusters), resamples=resamples, seed=seed) if values else None
+
+
+def share_interval(hits: int, n: int) -> Interval | None:
     """Share of independent rankings."""
     if not n:
         return None
@@ -300,16 +306,18 @@ def _share(hits: int, n: int) -> Interval | None:
     return Interval(hits / n, low, high, n, n)
 
 
-def _mean(values: list[float], resamples: int, seed: int) -> Interval | None:
+def unit_mean(values: Sequence[float], resamples: int, seed: int) -> Interval | None:
     """Mean of numbers between 0 and 1, one per ranking; where all stand at one end, resampling knows no spread: then Wilson."""
     if not values or sum(values) in (0, len(values)):
-        return _share(round(sum(values)), len(values))
+        return share_interval(round(sum(values)), len(values))
     return ratio_interval(values, [1] * len(values), resamples=resamples, seed=seed)
 
 
-def _clustered(hits: list[int], counts: list[int], clusters: list[str], resamples: int, seed: int) -> Interval | None:
+def clustered_share(
+    hits: Sequence[float], counts: Sequence[float], clusters: Sequence[str], resamples: int, seed: int
+) -> Interval | None:
     """Share of pairs, prompts resampled whole. Where all pairs agree, resampling knows no spread: then Wilson over prompts."""
-    totals: dict[str, list[int]] = {}
+    totals: dict[str, list[float]] = {}
     for hit, count, cluster in zip(hits, counts, clusters, strict=True):
         if count:
             total = totals.setdefault(cluster, [0, 0])
@@ -318,166 +326,8 @@ def _clustered(hits: list[int], counts: list[int], clusters: list[str], resample
         return None
     sums, pairs = zip(*totals.values(), strict=True)
     if sum(sums) in (0, sum(pairs)):
-        one = _share(len(totals) if sum(sums) else 0, len(totals))
-        return one and replace(one, n=sum(pairs))
-    return replace(ratio_interval(sums, pairs, resamples=resamples, seed=seed), n=sum(pairs))
+        one = share_interval(len(totals) if sum(sums) else 0, len(totals))
+        return one and replace(one, n=round(sum(pairs)))
+    return replace(ratio_interval(sums, pairs, resamples=resamples, seed=seed), n=round(sum(pairs)))
 
 
-# ── saved replies ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def from_replies(path: Path) -> Iterator[Call]:
-    """The calls of a file of saved replies, one per row; a row that is none has an outcome that says why.
-
-    Columns: `answers` [{answer, …}] in the order the judge saw them, 2 to 12; `rating_text`, the whole reply; optional `prompt`,
-    `k` and `ranking_order` (positions, best first), the last two only to be compared. Outcomes besides `ranked` and `unparsed`:
-    the problems of `rows.Row`, `answers_unusable`, `reply_missing`, `k_differs`, and `order_differs`: the file claims another
-    ranking than its own reply.
-
-    Raises:
-        InputError: the file is missing, damaged, of an unknown kind, or empty.
-    """
-    row = None
-    for row in read_rows(path):
-        yield _reply_call(row)
-    if row is None:
-        raise InputError("The file holds no replies", where=str(path), cure="give a file with one judge reply per row")
-
-
-def _reply_call(row: Row) -> Call:
-    value = row.value
-    if value is None:
-        return Call(f"row {row.number}", row.problem, 0)
-    prompt = value.get("prompt")
-    name = content_hash(prompt, 16) if isinstance(prompt, str) else f"row {row.number}"
-    lengths = _lengths(value.get("answers"))
-    k = len(lengths)
-    if not 2 <= k <= len(LETTERS):
-        return Call(name, "answers_unusable", k)
-    text = value.get("rating_text")
-    if not isinstance(text, str):
-        return Call(name, "reply_missing", k)
-    if value.get("k") not in (None, k):
-        return Call(name, "k_differs", k)
-    verdict = parse(text, k, Grammar.nectar_public)
-    if isinstance(verdict, Failure):
-        return Call(name, Outcome.unparsed.value, k, reason=verdict.reason)
-    saved = value.get("ranking_order")
-    if saved is not None and saved != list(verdict.ranking):
-        return Call(name, "order_differs", k)
-    return Call(name, Outcome.ranked.value, k, verdict.ranking, verdict.pairs, verdict.good_natured, lengths)
-
-
-def _lengths(answers: Any) -> tuple[int, ...]:
-    """Characters of each answer; empty when this is no list of answers."""
-    if not isinstance(answers, list):
-        return ()
-    texts = [answer.get("answer") if isinstance(answer, dict) else None for answer in answers]
-    return tuple(len(text) for text in texts if isinstance(text, str)) if all(isinstance(t, str) for t in texts) else ()
-
-
-# ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def run_folder(path: Path) -> Path:
-    """The run directory meant: a folder itself, or the one that a settings file names.
-
-    Raises:
-        ConfigError: it is a file, but no valid settings.
-    """
-    return path if path.is_dir() else load_config(path).run.dir
-
-
-def from_run(run_dir: Path) -> Iterator[Call]:
-    """The calls behind a finished ranking; answers' lengths where the responses are still there.
-
-    Raises:
-        ArtifactError: the ranking is not finished, damaged, or holds a row that is no judgment.
-    """
-    artifact = open_artifact(run_dir, "ranking")
-    lengths = _response_lengths(run_dir)
-    for row in read_rows(artifact.path / "judgments.parquet"):
-        try:
-            judgment = Judgment.model_validate(row.value)
-        except ValidationError as error:
-            raise ArtifactError(
-                f"A row is no judgment: {error.errors()[0]['msg']}",
-                where=f"row {row.number} of {artifact.path / 'judgments.parquet'}",
-                cure="run the ranking again (delete its folder, then `starling rank CONFIG`)",
-            ) from None
-        yield of_judgment(judgment, lengths)
-
-
-def _response_lengths(run_dir: Path) -> dict[str, int]:
-    try:
-        path = open_artifact(run_dir, "responses").path / "responses.parquet"
-    except ArtifactError:
-        return {}
-    return {row.value["id"]: len(row.value["text"]) for row in read_rows(path) if row.value is not None}
-
-
-def of_judgment(judgment: Judgment, lengths: Mapping[str, int]) -> Call:
-    """A judgment by positions shown; `lengths` are characters by response id and may lack some."""
-    at = {response: position for position, response in enumerate(judgment.shown)}
-    unparsed = judgment.outcome is Outcome.unparsed
-    return Call(
-        prompt=judgment.prompt_id,
-        outcome=judgment.outcome.value,
-        k=len(judgment.shown),
-        ranking=tuple(at[r] for r in judgment.ranking or ()),
-        pairs=tuple((at[v.first], at[v.second], at[v.winner]) for v in judgment.pair_verdicts),
-        good_natured=judgment.good_natured,
-        lengths=tuple(lengths[r] for r in judgment.shown) if all(r in lengths for r in judgment.shown) else (),
-        reason=judgment.reason.partition(":")[0] if unparsed else "",
-    )
-
-
-# ── showing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def position_rows(found: Audit) -> list[dict[str, Any]]:
-    """The table by position: one row per position shown."""
-    return [
-        {
-            "shown": LETTERS[i],
-            "first": f"{first.mean:.3f}",
-            "95 % of first": _span(first, 3),
-            "mean rank": f"{rank.mean:.2f}",
-            "95 % of rank": _span(rank, 2),
-        }
-        for i, (first, rank) in enumerate(zip(found.first_share, found.mean_rank, strict=True))
-    ]
-
-
-def share_rows(found: Audit) -> list[dict[str, Any]]:
-    """The table of single figures: those that there is something to say about."""
-    listed = [(said, ideal, getattr(found, name)) for name, (said, ideal) in SHARES.items()]
-    return [
-        {
-            "share": said,
-            "value": f"{one.mean:.3f}",
-            "95 %": _span(one, 3),
-            "of": str(one.n),
-            "without fault": "" if ideal is None else f"{ideal:g}",
-        }
-        for said, ideal, one in listed
-        if one is not None
-    ]
-
-
-def _span(one: Interval, digits: int) -> str:
-    return f"{one.low:.{digits}f} to {one.high:.{digits}f}"
-
-
-def lines(found: Audit) -> list[str]:
-    """What no table holds: how many calls ended how, what was left out, and the tests."""
-    said = [f"{found.calls} calls: " + ", ".join(f"{name} {count}" for name, count in found.outcomes.items())]
-    if found.unparsed_reasons:
-        said.append("unparsed: " + ", ".join(f"{reason} {count}" for reason, count in found.unparsed_reasons.items()))
-    if len(found.sizes) > 1:
-        others = ", ".join(f"{count} of {size}" for size, count in found.sizes.items() if size != found.k)
-        said.append(f"figures are over rankings of {found.k} answers; left out: {others}")
-    if found.first_chi_square is not None and found.rank_chi_square is not None:
-        for what, test in (("first places", found.first_chi_square), ("mean ranks", found.rank_chi_square)):
-            said.append(f"{what} equal over positions? chi-square {test.statistic:.1f}, {test.dof} degrees, p = {test.p:.2g}")
-    return said
