@@ -15,7 +15,7 @@ chance agreement is one half and not what two judges with the same taste for a p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -51,18 +51,32 @@ class Agreement:
 
 
 def as_json(record: Any) -> dict[str, Any]:
-    """A frozen dataclass as plain JSON: a figure under its name, its 95 % interval under NAME_ci; nested ones alike."""
+    """A frozen dataclass as plain JSON: a figure under its name, its 95 % interval under NAME_ci, how many values it is over
+    under NAME_n; nested ones alike."""
     found: dict[str, Any] = {}
     for name in record.__dataclass_fields__:
         value = getattr(record, name)
         if isinstance(value, Interval):
-            found |= {name: value.mean, f"{name}_ci": [value.low, value.high]}
+            found |= interval_json(name, value)
         elif hasattr(value, "as_json"):
             found[name] = value.as_json()
         elif hasattr(value, "__dataclass_fields__"):
-            found[name] = asdict(value)
+            found[name] = as_json(value)
         else:
             found[name] = value
+    return found
+
+
+def interval_json(name: str, one: Interval) -> dict[str, Any]:
+    """The three keys of a figure."""
+    return {name: one.mean, f"{name}_ci": [one.low, one.high], f"{name}_n": one.n}
+
+
+def as_json_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with intervals as plain JSON."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        found |= interval_json(name, value) if isinstance(value, Interval) else {name: value}
     return found
 
 

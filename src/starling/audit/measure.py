@@ -107,7 +107,8 @@ class Audit:
     """The same for neighbours in the ranking, whose quality is nearest."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON: each figure under its name, its 95 % interval under NAME_ci; lists run over positions A, B, …"""
+        """Plain JSON: each figure under its name, its 95 % interval under NAME_ci, how many values it is over under NAME_n; lists
+        run over positions A, B, …"""
         found: dict[str, Any] = {"n": self.n, "k": self.k, "calls": self.calls}
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
@@ -116,7 +117,8 @@ class Audit:
             if name in ("first_share", "mean_rank"):
                 found |= {name: [v.mean for v in value], f"{name}_ci": [[v.low, v.high] for v in value]}
             elif name in SHARES or name == "position_slope":
-                found |= {name: value and value.mean, f"{name}_ci": value and [value.low, value.high]}
+                interval = value and [value.low, value.high]
+                found |= {name: value and value.mean, f"{name}_ci": interval, f"{name}_n": value and value.n}
             elif isinstance(value, ChiSquare):
                 found[name] = asdict(value)
             else:

@@ -24,7 +24,7 @@ from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
-from starling.audit.consistency import as_json
+from starling.audit.consistency import as_json, as_json_row
 from starling.audit.measure import RESAMPLES, clustered_share
 from starling.chat import from_transcript, is_transcript
 from starling.config import RankingSection
@@ -222,7 +222,8 @@ def ask(
 ) -> Asked:
     """The judge compares each pair in both orders."""
     duels = [Duel(p.prompt, "a", "b", p.a, p.b) for p in pairs]
-    said = compare_many([duel for one in duels for duel in (one, one.swapped())], judge, settings, seed, progress)
+    once = settings.model_copy(update={"retries": 0})
+    said = compare_many([duel for one in duels for duel in (one, one.swapped())], judge, once, seed, progress)
     both = list(zip(pairs, said[::2], [c.swap() for c in said[1::2]], strict=True))
     decided = [(p, one, two) for p, one, two in both if one.winner is not None and two.winner is not None]
     prompts = [p.prompt.id for p, _, _ in decided]
@@ -285,14 +286,6 @@ class VoteAgreement:
         found = as_json(self)
         found["by_raters"] = [as_json_row(row) for row in self.by_raters]
         return found
-
-
-def as_json_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with intervals as plain JSON."""
-    found: dict[str, Any] = {}
-    for name, value in row.items():
-        found |= {name: value.mean, f"{name}_ci": [value.low, value.high]} if isinstance(value, Interval) else {name: value}
-    return found
 
 
 @dataclass(frozen=True)
