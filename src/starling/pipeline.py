@@ -19,13 +19,13 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from starling import imported, nectar, prompts, ranking, responses
-from starling.artifacts import Draft, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
+from starling.artifacts import Draft, RecordFile, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
 from starling.config import Config
 from starling.errors import ConfigError, UsageError
 from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status
@@ -128,19 +128,33 @@ def _ranking(job: Job) -> None:
     judge, settings = job.endpoints.judge(), job.config.ranking
     assert judge is not None
     assert settings is not None
-    collected = read_records(job.path("responses") / "responses.parquet", Response)
-    answered = {r.prompt_id for r in collected}
-    asked = [p for p in job.prompts() if p.id in answered]
-    ranked = ranking.rank(asked, collected, judge, settings, job.seed, job.progress)
-    write_records(job.draft.path / "judgments.parquet", ranked.judgments, Judgment)
-    job.draft.rows = len(ranked.judgments)
+    collected = RecordFile(job.path("responses") / "responses.parquet", Response)
+    ranked = ranking.rank(_answered(job), collected, judge, settings, job.seed, job.progress, job.draft.path)
+    job.draft.rows = len(ranked.rankings)
     job.draft.outcomes.update(ranked.outcomes)
+    job.draft.metrics.update(ranked.metrics)
+
+
+def _answered(job: Job) -> Iterable[Prompt]:
+    """The prompts that the pool was asked, in order, re-iterable: in the microworld, those of the test are the evaluation's."""
+    everything = RecordFile(job.path("prompts") / "prompts.parquet", Prompt)
+    return _InSplits(everything, ("train", "validation")) if is_world(job.config) else everything
+
+
+@dataclass(frozen=True)
+class _InSplits(Iterable[Prompt]):
+    prompts: Iterable[Prompt]
+    splits: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return (p for p in self.prompts if p.split in self.splits)
 
 
 def _dataset(job: Job) -> None:
     collected = read_records(job.path("responses") / "responses.parquet", Response)
-    judgments = read_records(job.path("ranking") / "judgments.parquet", Judgment)
-    assembled = nectar.assemble(job.prompts(), collected, judgments, job.config.dataset)
+    judgments = read_records(job.path("ranking") / ranking.JUDGMENTS_FILE, Judgment)
+    last_words = list({j.prompt_id: j for j in judgments}.values())
+    assembled = nectar.assemble(job.prompts(), collected, last_words, job.config.dataset)
     for split in ("train", "validation", "test"):
         rows = [row for row in assembled.rows if row.prompt.split == split]
         if rows or split == "train":

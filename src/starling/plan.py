@@ -4,7 +4,7 @@
 not installed) before the run directory is touched. `plan` counts calls and estimates tokens; its numbers are
 
     exact        prompts, calls of responses and ranking without retries
-    upper bound  completion tokens (every reply as long as allowed)
+    upper bound  completion tokens (every reply as long as allowed); calls about contested prompts
     estimate     prompt tokens, at four characters a token (English text, common tokenizers: 3.5–4.5)
 """
 
@@ -14,12 +14,15 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 from starling import prompts
 from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, OpenAIModel, secret
 from starling.errors import ConfigError, InputError, MissingExtra
-from starling.judge.rubric import STARLING, build_prompt
+from starling.judge.modes import calls_per_order
+from starling.judge.rubric import Rubric, prompt_chars, rubric_of
+from starling.judge.verdict import FORMS
 from starling.lineage import MICROWORLD_BASE, is_world
 from starling.records import Message, Prompt
 from starling.rows import read_rows
@@ -153,13 +156,14 @@ def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
     if "responses" in stages:
         calls += _pool_calls(config, "responses", asked)
     if "ranking" in stages and config.ranking is not None:
-        calls.append(_judge_calls(config, "ranking", asked, len(config.responses.models if config.responses else ())))
+        calls += _judge_calls(config, asked, len(config.responses.models if config.responses else ()))
     if "evaluate" in stages:
         if is_world(config):
             calls += _pool_calls(config, "evaluate", held_out)
         if config.ranking is not None:
             both_orders = held_out[: config.evaluate.judge_prompts] * 2
-            calls.append(_judge_calls(config, "evaluate", both_orders, 2))
+            rubric = rubric_of("internal_flipped", config.ranking.ties == "keep")
+            calls.append(_asks(config, "evaluate", rubric, both_orders, 2, config.policy.sampling.max_tokens, 1))
     return calls
 
 
@@ -185,16 +189,33 @@ def _longest(config: Config, names: Sequence[str]) -> int:
     return max((m.sampling.max_tokens for m in models if not isinstance(m, MicroworldJudge)), default=0)
 
 
-def _judge_calls(config: Config, stage: str, asked: Sequence[Prompt], k: int) -> Calls:
-    """A judge prompt holds the rubric, the conversation and K answers; the answers are taken to be as long as allowed."""
+def _judge_calls(config: Config, asked: Sequence[Prompt], k: int) -> list[Calls]:
+    """The calls of `ranking.orders` orders; with `orders_if_contested`, a second row for what contested prompts take at most:
+    all prompts might be contested."""
+    settings = config.ranking
+    assert settings is not None
+    rubric = rubric_of(settings.mode, settings.ties == "keep")
+    longest = _longest(config, config.responses.models if config.responses else ()) or config.policy.sampling.max_tokens
+    per_order = calls_per_order(settings.mode, k)
+    orders = {"ranking": settings.orders}
+    if settings.orders_if_contested is not None:
+        orders["ranking contested"] = settings.orders_if_contested - settings.orders
+    return [_asks(config, stage, rubric, asked, k, longest, per_order * count) for stage, count in orders.items()]
+
+
+def _asks(config: Config, stage: str, rubric: Rubric, asked: Sequence[Prompt], k: int, longest: int, each: int) -> Calls:
+    """`each` judge calls for every prompt. A judge prompt holds the rubric, the conversation and as many of the K answers as the
+    rubric shows at once; the answers are taken to be as long as allowed."""
     assert config.ranking is not None
-    pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
-    frame = build_prompt(STARLING, (Message(role="user", content="-"),), [""] * k, pairs, "0" * 16)
-    pool = config.responses.models if stage == "ranking" and config.responses else ()
-    longest = _longest(config, pool) or config.policy.sampling.max_tokens
-    tokens = len(asked) * (_tokens(frame) + k * longest) + sum(_tokens(p.messages) for p in asked)
+    shown = min(k, FORMS[rubric.grammar].sizes[1])
+    frame = 0
+    if shown >= FORMS[rubric.grammar].sizes[0]:
+        pairs = list(combinations(range(shown), 2)) if rubric.lists_pairs else []
+        frame = prompt_chars(rubric, (Message(role="user", content="-"),), [""] * shown, pairs) // CHARS_PER_TOKEN + 1
+    tokens = len(asked) * (frame + shown * longest) + sum(_tokens(p.messages) for p in asked)
     name = config.ranking.judge
-    return Calls(stage, name, config.models[name].type, len(asked), tokens, len(asked) * config.ranking.max_tokens)
+    calls = each * len(asked)
+    return Calls(stage, name, config.models[name].type, calls, each * tokens, calls * config.ranking.max_tokens)
 
 
 def _tokens(messages: Sequence[Message]) -> int:

@@ -27,6 +27,7 @@ from starling.config.data import (
     MicroworldPrompts,
     PromptSource,
     PromptsSection,
+    RankingMode,
     RankingSection,
     ResponsesSection,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "PromptSource",
     "PromptsSection",
     "PublishSection",
+    "RankingMode",
     "RankingSection",
     "ResponsesSection",
     "RewardSection",

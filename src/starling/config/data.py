@@ -49,11 +49,31 @@ class ResponsesSection(Section):
         return self
 
 
+RankingMode = Literal[
+    "internal_flipped", "internal_random", "internal_fixed", "internal_unlisted", "rank_only", "pairwise", "pairwise_both",
+    "pointwise",
+]  # fmt: skip
+
+
 class RankingSection(Section):
     judge: str = Field(description="Name under [models] of the judge.")
-    flip_pairs: bool = Field(
-        default=True,
-        description="Flip letters inside pairs at random. Starling kept them alphabetical; flipping removes that bias.",
+    mode: RankingMode = Field(
+        default="internal_flipped",
+        description="How the judge is asked; [judge.md](judge.md). Starling: `internal_random`; flipping letters inside pairs "
+        "removes its taste for the letter written first.",
+    )
+    orders: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="How often each prompt is judged, each time under a fresh order; all are merged (Starling: 1).",
+    )
+    orders_if_contested: int | None = Field(
+        default=None, ge=2, le=64, description="Raise `orders` to this where the first left doubt; never when not given."
+    )
+    ties: Literal["break", "keep"] = Field(
+        default="break",
+        description="`keep`: the judge may call answers equal, and equal ones share a rank. `break`: neither (Starling).",
     )
     retries: int = Field(
         default=1, ge=0, le=1, description="Further calls after a reply that does not parse, with a fresh order."
@@ -62,6 +82,18 @@ class RankingSection(Section):
         default=30_000, gt=0, description="Longer judge prompts become `too_long` (Starling: 7,500 tokens × 4)."
     )
     max_tokens: int = Field(default=1024, gt=0, description="Longest judge reply in tokens.")
+
+    @model_validator(mode="after")
+    def _doubt_can_arise(self) -> RankingSection:
+        if self.orders_if_contested is None:
+            return self
+        if self.orders_if_contested <= self.orders:
+            raise ValueError(f"orders_if_contested = {self.orders_if_contested} must be more than orders = {self.orders}")
+        if self.mode in ("rank_only", "pointwise") and self.orders == 1:
+            raise ValueError(
+                f"one {self.mode} order cannot contradict itself, so orders_if_contested would never be used; set orders = 2"
+            )
+        return self
 
 
 class DatasetSection(Section):
