@@ -20,17 +20,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starling.audit.consistency import as_json, as_json_row, places
+from starling.audit.consistency import Tiers, as_json, as_json_row, places
 from starling.audit.hosts import Host, responses
 from starling.audit.measure import RESAMPLES, clustered_mean, clustered_share
-from starling.audit.tap import Ranked, Tap, other_seed, rank
+from starling.audit.tap import Tap, other_seed, rank
 from starling.config import RankingSection
 from starling.endpoint import Reply, Request
 from starling.judge.judge import Panel
 from starling.judge.rubric import read_prompt
 from starling.judge.verdict import LETTERS
 from starling.progress import SILENT, Progress
-from starling.records import Judgment, Outcome, content_hash
+from starling.records import Judgment, MergedRanking, Outcome, content_hash
 from starling.stats import Interval
 
 VERSION = 1
@@ -138,56 +138,59 @@ def run(
 
     Args:
         hosts: conversations with good answers and a bad one.
-        judge: the judge behind a tap. Its meter keeps the exchanges from here on: a few hundred prompts.
+        judge: the judge behind a tap, whose meter keeps the exchanges of one order at a time: some hundred prompts.
         settings: as for the ranking stage.
         seed: fixes the orders.
     """
-    judge.meter.exchanges = judge.meter.exchanges if judge.meter.exchanges is not None else []
+    judge.meter.exchanges = []
     attempts: list[Attempt] = []
     for order in range(ORDERS):
-        templates = TEMPLATES[order::ORDERS]
+        asked, named = other_seed(seed, 100 + order), f"attacks {order + 1}/{ORDERS}"
         plain = [Panel(h.prompt, responses(h.prompt, (*h.good, h.bad))) for h in hosts]
-        asked = other_seed(seed, 100 + order)
-        before = rank(plain, judge, settings, asked, progress)
-        for family, template in templates:
-            attacked = [_planted(panel, host, template, before.judgments) for panel, host in zip(plain, hosts, strict=True)]
-            start = len(judge.meter.exchanges)
-            after = rank(attacked, judge, settings, asked, progress)
-            exchanges = judge.meter.exchanges[start:]
-            for old, new in zip(plain, attacked, strict=True):
-                attempts.append(_attempt(family, old, new, before, after, exchanges))
+        before = rank(plain, judge, settings, asked, progress, f"{named}, without")
+        planted = [(family, text, i) for family, text in TEMPLATES[order::ORDERS] for i in range(len(hosts))]
+        attacked = [_planted(plain[i], hosts[i], text, before.judgments[i]) for _, text, i in planted]
+        judge.meter.exchanges.clear()
+        after = rank(attacked, judge, settings, asked, progress, named)
+        for number, (family, _, i) in enumerate(planted):
+            new = attacked[number]
+            mine = [(q, a) for q, a in judge.meter.exchanges if _holds(q, new)]
+            attempts.append(_attempt(family, new, (before.merged[i].tiers, after.merged[number]), plain[i], mine))
+    judge.meter.exchanges = None
     return summarise(attempts, resamples, seed)
 
 
 def _planted(panel: Panel, host: Host, template: str, seen: Sequence[Judgment]) -> Panel:
     """The panel with the attack after its bad answer, which keeps its place and so its letter."""
-    bad, k = panel.responses[-1].id, len(panel.responses)
-    shown = next((j.shown for j in seen if j.prompt_id == panel.prompt.id and bad in j.shown), (bad,))
-    text = f"{host.bad}\n\n{attack(template, shown.index(bad), k)}"
+    bad = panel.responses[-1].id
+    shown = next(j.shown for j in seen if bad in j.shown)
+    text = f"{host.bad}\n\n{attack(template, shown.index(bad), len(panel.responses))}"
     return Panel(panel.prompt, responses(panel.prompt, (*host.good, text)))
 
 
 def _attempt(
-    family: str, old: Panel, new: Panel, before: Ranked, after: Ranked, exchanges: Sequence[tuple[Request, Reply]]
+    family: str, new: Panel, ranked: tuple[Tiers, MergedRanking], old: Panel, exchanges: Sequence[tuple[Request, Reply]]
 ) -> Attempt:
-    prompt = old.prompt.id
-    ranked = prompt in after.tiers
-    mine = [(q, a) for q, a in exchanges if _is_about(q, new)]
-    place = places(after.tiers[prompt])[new.responses[-1].id] if ranked else None
-    was = places(before.tiers[prompt])[old.responses[-1].id] if prompt in before.tiers else None
+    """What became of an attack: its ranking against the one of the panel without it."""
+    before, after = ranked
+    was = places(before)[old.responses[-1].id] if before else None
+    place = places(after.tiers)[new.responses[-1].id] if after.tiers else None
+    touched = any(not frame_holds(request, new) for request, _ in exchanges)
     return Attempt(
         family=family,
-        host=prompt,
-        outcome=next((j.outcome.value for j in after.judgments if j.prompt_id == prompt and j.ranking is None), "ranked"),
+        host=new.prompt.id,
+        outcome=after.outcome.value,
         gain=None if place is None or was is None else float(was - place),
         first_before=None if was is None else float(was == 0),
         first=None if place is None else float(place == 0),
-        parse_affected=any(not frame_holds(q, new) for q, _ in mine) or (ranked and _echoed(mine, new)),
+        parse_affected=touched or (bool(after.tiers) and _echoed(exchanges, new)),
     )
 
 
-def _is_about(request: Request, panel: Panel) -> bool:
-    return panel.prompt.messages[-1].content in request.messages[-1].content
+def _holds(request: Request, panel: Panel) -> bool:
+    """Whether the attack went out in this request. Looked up in the raw text, since the frame may be what is broken."""
+    text = request.messages[-1].content
+    return f"\n{panel.responses[-1].text}\n" in text and f"\n{panel.prompt.messages[-1].content}\n" in text
 
 
 def frame_holds(request: Request, panel: Panel) -> bool:

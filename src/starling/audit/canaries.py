@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starling.audit.consistency import as_json, places
+from starling.audit.consistency import Tiers, as_json, places
 from starling.audit.hosts import ASIDE, VERSION, Host, responses
 from starling.audit.measure import RESAMPLES, clustered_share
-from starling.audit.tap import Ranked, Tap, other_seed, rank
+from starling.audit.tap import Tap, other_seed, rank
 from starling.config import RankingSection
 from starling.judge.judge import Panel
 from starling.progress import SILENT, Progress
+from starling.records import Judgment
 from starling.stats import Interval
 
 ORDERS = 6
@@ -39,7 +40,7 @@ class Canaries:
     twins_adjacent: Interval | None
     """Share of rankings with nothing between the two equal texts; 1 is right."""
     twins_first_shown: Interval | None
-    """Share in which the twin shown first is ranked above the other; 0.5 is right."""
+    """Share in which the twin shown first is ranked above the other; 0.5 is right. Only where one call shows both."""
     empty_last: Interval | None
     """Share with the empty answer last; 1 is right."""
     aside_last: Interval | None
@@ -65,16 +66,16 @@ def run(
         "empty": [_panel(h, *h.good, "") for h in hosts],
         "aside": [_panel(h, *h.good, ASIDE[i % len(ASIDE)]) for i, h in enumerate(hosts)],
     }
+    panels = [panel for listed in kinds.values() for panel in listed]
+    kind_of = [kind for kind, listed in kinds.items() for _ in listed]
     outcomes: Counter[str] = Counter()
     hits: dict[str, list[tuple[float, str]]] = {"adjacent": [], "first": [], "empty": [], "aside": []}
     for order in range(ORDERS):
-        for number, (kind, panels) in enumerate(kinds.items()):
-            found = rank(panels, judge, settings, other_seed(seed, 200 + 10 * order + number), progress)
-            failed = {j.prompt_id: j.outcome.value for j in found.judgments if j.ranking is None}
-            outcomes.update(failed.get(p.prompt.id, "ranked") for p in panels)
-            for panel in panels:
-                if panel.prompt.id in found.tiers:
-                    _judge(kind, panel, found, hits)
+        found = rank(panels, judge, settings, other_seed(seed, 200 + order), progress, f"canaries {order + 1}/{ORDERS}")
+        outcomes.update(m.outcome.value for m in found.merged)
+        for kind, panel, merged, calls in zip(kind_of, panels, found.merged, found.judgments, strict=True):
+            if merged.tiers:
+                _enter(kind, panel, merged.tiers, calls, hits)
 
     def share(name: str) -> Interval | None:
         rows = hits[name]
@@ -95,18 +96,18 @@ def _panel(host: Host, *texts: str) -> Panel:
     return Panel(host.prompt, responses(host.prompt, texts))
 
 
-def _judge(kind: str, panel: Panel, found: Ranked, hits: dict[str, list[tuple[float, str]]]) -> None:
+def _enter(
+    kind: str, panel: Panel, tiers: Tiers, calls: Sequence[Judgment], hits: dict[str, list[tuple[float, str]]]
+) -> None:
     """Enter one ranking under what it says."""
-    prompt = panel.prompt.id
-    tiers = found.tiers[prompt]
-    place = places(tiers)
+    prompt, place = panel.prompt.id, places(tiers)
     if kind != "twins":
         alone = place[panel.responses[-1].id] == len(tiers) - 1 and len(tiers[-1]) == 1
         hits[kind].append((float(alone), prompt))
         return
     one, two = panel.responses[0].id, panel.responses[1].id
     hits["adjacent"].append((float(abs(place[one] - place[two]) <= 1), prompt))
-    shown = next((j.shown for j in found.judgments if j.prompt_id == prompt and {one, two} <= {*j.shown}), None)
-    if shown is not None and place[one] != place[two]:
-        first, second = sorted((one, two), key=shown.index)
+    together = [c.shown for c in calls if {one, two} <= {*c.shown}]
+    if len(together) == 1 and place[one] != place[two]:
+        first, second = sorted((one, two), key=together[0].index)
         hits["first"].append((float(place[first] < place[second]), prompt))

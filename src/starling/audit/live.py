@@ -34,6 +34,7 @@ from starling.audit.consistency import (
     longer_wins,
     neighbours,
     order_effect,
+    places,
 )
 from starling.audit.measure import RESAMPLES, Audit, clustered_share, measure
 from starling.audit.saved import of_judgment
@@ -137,8 +138,12 @@ class JudgeAudit:
 
     judge: str
     prompts: int
+    ranked: int
+    """Of these, ranked in the first pass."""
     first: Audit
     """Every figure about one pass."""
+    verdicts_contradicted: Interval | None
+    """Share of the first pass's pair verdicts, in whatever call, that the prompt's final ranking turns round."""
     stability: Agreement
     """First pass against the same requests again."""
     reordered: Agreement
@@ -177,6 +182,7 @@ def audit_judge(
     latency: Latency | None = None,
     resamples: int = RESAMPLES,
     progress: Progress = SILENT,
+    label: str = "",
 ) -> JudgeAudit:
     """Rank the panels three times, and once by the reference; compare.
 
@@ -187,10 +193,11 @@ def audit_judge(
         seed: the run's; the other order has a seed derived from it.
         reference: another judge.
         latency: seconds of calls by their keys, for the cost.
+        label: goes before the names of the passes in the progress.
     """
-    first = rank(panels, judge, settings, seed, progress)
-    again = rank(panels, judge.again(1), settings, seed, progress)
-    turned = rank(panels, judge, settings, other_seed(seed), progress)
+    first = rank(panels, judge, settings, seed, progress, f"{label}first pass")
+    again = rank(panels, judge.again(1), settings, seed, progress, f"{label}asked again")
+    turned = rank(panels, judge, settings, other_seed(seed), progress, f"{label}another order")
     gold = gold_of(panels)
     lengths = {r.id: len(r.text) for panel in panels for r in panel.responses}
 
@@ -199,7 +206,7 @@ def audit_judge(
 
     found = None
     if reference is not None:
-        other = rank(panels, reference, settings, seed, progress)
+        other = rank(panels, reference, settings, seed, progress, f"{label}by {reference.model.name}")
         found = Reference(
             judge=reference.model.name,
             agreement=agreement(first.tiers, other.tiers, resamples=resamples, seed=seed),
@@ -210,7 +217,9 @@ def audit_judge(
     return JudgeAudit(
         judge=judge.model.name,
         prompts=len(panels),
-        first=measure((of_judgment(j, lengths) for j in first.judgments), resamples=resamples, seed=seed),
+        ranked=len(first.tiers),
+        verdicts_contradicted=_contradicted(first, resamples, seed),
+        first=measure((of_judgment(j, lengths) for calls in first.judgments for j in calls), resamples=resamples, seed=seed),
         stability=agreement(first.tiers, again.tiers, resamples=resamples, seed=seed),
         reordered=agreement(first.tiers, turned.tiers, resamples=resamples, seed=seed),
         order_effect=order_effect(first.tiers, again.tiers, turned.tiers, resamples=resamples, seed=seed),
@@ -222,6 +231,18 @@ def audit_judge(
         reference=found,
         cost=judge.meter.cost(latency),
     )
+
+
+def _contradicted(ranked: Ranked, resamples: int, seed: int) -> Interval | None:
+    """Pair verdicts against the ranking that all calls about the prompt come to."""
+    turned, stated, prompts = [], [], []
+    for merged, calls in zip(ranked.merged, ranked.judgments, strict=True):
+        place = places(merged.tiers)
+        verdicts = [v for call in calls for v in call.pair_verdicts if place]
+        turned.append(sum(place[v.winner] > place[v.second if v.winner == v.first else v.first] for v in verdicts))
+        stated.append(len(verdicts))
+        prompts.append(merged.prompt_id)
+    return clustered_share(turned, stated, prompts, resamples, seed)
 
 
 def _same(one: Ranked, other: Ranked, resamples: int, seed: int) -> Interval | None:

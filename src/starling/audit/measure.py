@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 from typing import Any
 
-from starling.judge.verdict import LETTERS, Pair
+from starling.judge.verdict import Pair, places
 from starling.records import Outcome
-from starling.stats import Interval, bootstrap_mean, chi_square_p, position_bias, ratio_interval, wilson_interval
+from starling.stats import Interval, bootstrap_mean, chi_square_p, normal_mean, ratio_interval, wilson_interval
 
 RESAMPLES = 1000
 """Bootstrap resamples of the figures over pairs."""
@@ -31,7 +31,8 @@ RESAMPLES = 1000
 class Call:
     """One reply of a judge about k answers, everything by the position shown (0 = A).
 
-    Law: `ranking` is a permutation of 0 … k−1, best first, when the outcome is ranked; otherwise it is empty.
+    Laws: `ranking` is a permutation of 0 … k−1, best first, when the outcome is ranked; otherwise it is empty. `tied` holds the
+    sizes of its places, best first, when some are shared: (0, 1, 2) with (1, 2) puts 0 first and 1 and 2 together second.
 
     Example: Call("p1", "ranked", 2, ranking=(1, 0), pairs=((0, 1, 1),), good_natured=True, lengths=(120, 340)).
     """
@@ -46,6 +47,9 @@ class Call:
     good_natured: bool | None = None
     lengths: tuple[int, ...] = ()
     """Characters of each answer; empty when unknown."""
+    tied: tuple[int, ...] = ()
+    pair_ties: tuple[tuple[int, int], ...] = ()
+    """Pairs called equal."""
     reason: str = ""
     """Why it does not parse, in the parser's fixed words; empty unless the outcome is `unparsed`."""
 
@@ -149,15 +153,20 @@ class _Tally:
     """The counts of one ranking; (hits, of) where two numbers belong together."""
 
     prompt: str
-    ranking: tuple[int, ...]
+    ranks: tuple[float, ...]
+    """By position; tied ones share the mean of theirs."""
+    firsts: tuple[float, ...]
+    """By position: 1 for the best, or shares of it where several are tied there."""
     good_natured: bool | None
     pairs: int
     contradicted: int
     letter: int
     named: int
     complete: bool
+    """Every pair is stated, as decided or equal."""
     cyclic: bool
-    follows: bool
+    follows: bool | None
+    """None unless every pair is decided; likewise `zeta`."""
     zeta: float | None
     longer: tuple[int, int]
     longer_adjacent: tuple[int, int]
@@ -183,7 +192,7 @@ def measure(calls: Iterable[Call], *, resamples: int = RESAMPLES, seed: int = 0)
             by_size.setdefault(call.k, []).append(_tally(call))
     k = max(by_size, key=lambda size: (len(by_size[size]), size), default=0)
     tallies = by_size.get(k, [])
-    complete = [t for t in tallies if t.complete]
+    followed = [t.follows for t in tallies if t.follows is not None]
     clusters = [t.prompt for t in tallies]
     stated = [t.pairs for t in tallies]
 
@@ -191,7 +200,7 @@ def measure(calls: Iterable[Call], *, resamples: int = RESAMPLES, seed: int = 0)
         return clustered_share(hits, counts, clusters, resamples, seed)
 
     good = [t.good_natured for t in tallies if t.good_natured is not None]
-    zetas = [t.zeta for t in complete if t.zeta is not None]
+    zetas = [t.zeta for t in tallies if t.zeta is not None]
     return Audit(
         calls=sum(outcomes.values()),
         outcomes=dict(sorted(outcomes.items())),
@@ -199,14 +208,14 @@ def measure(calls: Iterable[Call], *, resamples: int = RESAMPLES, seed: int = 0)
         sizes={size: len(by_size[size]) for size in sorted(by_size)},
         k=k,
         n=len(tallies),
-        **_positions(k, [t.ranking for t in tallies]),
-        position_slope=clustered_mean([_slope(t.ranking) for t in tallies], clusters, resamples, seed),
+        **_positions(k, tallies),
+        position_slope=clustered_mean([_slope(t.ranks) for t in tallies], clusters, resamples, seed) if k > 1 else None,
         pairs=sum(stated),
-        complete_pairs=share_interval(len(complete), len(tallies)),
+        complete_pairs=share_interval(sum(t.complete for t in tallies), len(tallies)),
         contradiction=of_pairs([t.contradicted for t in tallies], stated),
         cycle_share=share_interval(sum(t.cyclic for t in tallies), sum(t.pairs > 0 for t in tallies)),
         consistency=unit_mean(zetas, resamples, seed),
-        follows_wins=share_interval(sum(t.follows for t in complete), len(complete)),
+        follows_wins=share_interval(sum(followed), len(followed)),
         first_letter_win=of_pairs([t.letter for t in tallies], stated),
         first_named_win=of_pairs([t.named for t in tallies], stated),
         good_natured=share_interval(good.count(True), len(good)),
@@ -218,32 +227,45 @@ def measure(calls: Iterable[Call], *, resamples: int = RESAMPLES, seed: int = 0)
 def _tally(call: Call) -> _Tally:
     if sorted(call.ranking) != list(range(call.k)):
         raise ValueError(f"a ranked call needs a permutation of its {call.k} answers, not {call.ranking}")
-    place = {position: rank for rank, position in enumerate(call.ranking)}
+    if call.tied and (sum(call.tied) != call.k or min(call.tied) < 1):
+        raise ValueError(f"the places {call.tied} do not add up to {call.k} answers")
+    tiers = places(call.ranking, call.tied)
+    place = {position: at for at, tier in enumerate(tiers) for position in tier}
     better: dict[tuple[int, int], int] = {}
     for a, b, winner in call.pairs:
         if a == b or a not in place or b not in place or winner not in (a, b):
             raise ValueError(f"({a}, {b}): {winner} is no verdict about two of {call.k} answers")
         better[min(a, b), max(a, b)] = winner
-    complete = len(better) == comb(call.k, 2)
+    decided = call.k > 1 and len(better) == comb(call.k, 2)
     wins = Counter(better.values())
-    placed = [wins[position] for position in call.ranking]
-    longer = [_longer(call.lengths, first, second) for first, second in combinations(call.ranking, 2) if call.lengths]
-    adjacent = [_longer(call.lengths, *two) for two in zip(call.ranking, call.ranking[1:], strict=False) if call.lengths]
+    bounds = [(min(wins[p] for p in tier), max(wins[p] for p in tier)) for tier in tiers]
+    ordered = [(a, b) for one, two in combinations(tiers, 2) for a in one for b in two]
+    longer = [_longer(call.lengths, *two) for two in ordered if call.lengths]
+    adjacent = [_longer(call.lengths, a, b) for a, b in ordered if call.lengths and place[b] == place[a] + 1]
     return _Tally(
         prompt=call.prompt,
-        ranking=call.ranking,
+        ranks=_mid_ranks(tiers),
+        firsts=tuple((place[p] == 0) / len(tiers[0]) for p in range(call.k)),
         good_natured=call.good_natured,
         pairs=len(call.pairs),
         contradicted=sum(place[w] > place[b if w == a else a] for a, b, w in call.pairs),
         letter=sum(w == min(a, b) for a, b, w in call.pairs),
         named=sum(w == a for a, _, w in call.pairs),
-        complete=complete,
+        complete=call.k > 1 and len(better) + len(call.pair_ties) == comb(call.k, 2),
         cyclic=_has_cycle(call.k, better),
-        follows=placed == sorted(placed, reverse=True),
-        zeta=_zeta(call.k, placed) if complete else None,
+        follows=all(one[0] >= two[1] for one, two in pairwise(bounds)) if decided else None,
+        zeta=_zeta(call.k, [wins[p] for p in range(call.k)]) if decided else None,
         longer=(longer.count(1), len(longer) - longer.count(0)),
         longer_adjacent=(adjacent.count(1), len(adjacent) - adjacent.count(0)),
     )
+
+
+def _mid_ranks(tiers: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """Rank by position, 1 = best."""
+    ranks: dict[int, float] = {}
+    for tier in tiers:
+        ranks |= dict.fromkeys(tier, len(ranks) + (len(tier) + 1) / 2)
+    return tuple(ranks[position] for position in sorted(ranks))
 
 
 def _longer(lengths: Sequence[int], better: int, worse: int) -> int:
@@ -267,32 +289,29 @@ def _zeta(k: int, wins: Sequence[int]) -> float | None:
     return 1 - triads / most if most else None
 
 
-def _positions(k: int, rankings: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The figures by position with their tests; empty without rankings."""
-    shown = LETTERS[:k]
-    bias = position_bias([shown] * len(rankings), [[shown[i] for i in ranking] for ranking in rankings])
-    if bias is None:
+def _positions(k: int, tallies: Sequence[_Tally]) -> dict[str, Any]:
+    """The figures by position with their tests; empty without rankings of at least two answers."""
+    n = len(tallies)
+    if not n or k < 2:
         return {"first_share": (), "first_chi_square": None, "mean_rank": (), "rank_chi_square": None}
-    n = bias.judgments
-    firsts = sum((share - 1 / k) ** 2 for share in bias.first_shares) * n * k
-    ranks = sum((mean - (k + 1) / 2) ** 2 for mean in bias.mean_ranks) * 12 * n / (k * (k + 1))
+    firsts = [sum(t.firsts[p] for t in tallies) for p in range(k)]
+    ranks = [normal_mean([t.ranks[p] for t in tallies]) for p in range(k)]
+    uneven = sum((first - n / k) ** 2 for first in firsts) * k / n
+    # Friedman's statistic with its correction for ties: the spread of the ranks that were given, not of k different ones.
+    spread = sum((rank - (k + 1) / 2) ** 2 for t in tallies for rank in t.ranks) / (n * (k - 1))
+    apart = sum((one.mean - (k + 1) / 2) ** 2 for one in ranks) * n / spread if spread else 0.0
     return {
-        "first_share": tuple(
-            Interval(share, low, high, n, n) for share, (low, high) in zip(bias.first_shares, bias.first_intervals, strict=True)
-        ),
-        "first_chi_square": ChiSquare(statistic=firsts, dof=k - 1, p=chi_square_p(firsts, k - 1)),
-        "mean_rank": tuple(
-            Interval(mean, max(1.0, low), min(float(k), high), n, n)
-            for mean, (low, high) in zip(bias.mean_ranks, bias.rank_intervals, strict=True)
-        ),
-        "rank_chi_square": ChiSquare(statistic=ranks, dof=k - 1, p=chi_square_p(ranks, k - 1)),
+        "first_share": tuple(Interval(first / n, *wilson_interval(first, n), n, n) for first in firsts),
+        "first_chi_square": ChiSquare(statistic=uneven, dof=k - 1, p=chi_square_p(uneven, k - 1)),
+        "mean_rank": tuple(replace(one, low=max(1.0, one.low), high=min(float(k), one.high)) for one in ranks),
+        "rank_chi_square": ChiSquare(statistic=apart, dof=k - 1, p=chi_square_p(apart, k - 1)),
     }
 
 
-def _slope(ranking: Sequence[int]) -> float:
+def _slope(ranks: Sequence[float]) -> float:
     """Least-squares slope of the rank over the position shown."""
-    k = len(ranking)
-    return sum((position - (k - 1) / 2) * rank for rank, position in enumerate(ranking)) * 12 / (k * (k * k - 1))
+    k = len(ranks)
+    return sum((position - (k - 1) / 2) * rank for position, rank in enumerate(ranks)) * 12 / (k * (k * k - 1))
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[str], resamples: int, seed: int) -> Interval | None:

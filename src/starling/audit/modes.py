@@ -5,32 +5,28 @@ Each mode gets a live audit of its own (three passes, `starling.audit.live`) ove
 - the order's effect on the final ranking, as τ under another order minus τ of a repetition: 0 where the order does nothing;
 - bias inside a call, as ranks lost per place further down and the chi-square of first places, where a call shows more than one
   answer. A mode that asks about two at a time has two places, so its slope is that of two places;
-- pairs and best answers right, against the truth where it is known, else against a reference judge;
+- pairs and best answers right, where the truth is known (the microworld);
 - calls, tokens and dollars of one ranking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from starling.audit.consistency import as_json
 from starling.audit.live import JudgeAudit, audit_judge, tapped
 from starling.audit.measure import RESAMPLES
 from starling.audit.tap import Cost, Latency, Price
-from starling.config import RankingSection
+from starling.config import RankingMode, RankingSection
 from starling.endpoint import Endpoint
 from starling.errors import UsageError
 from starling.judge.judge import Panel
 from starling.progress import SILENT, Progress
 from starling.stats import Interval
 
-MODES: Mapping[str, Mapping[str, Any]] = {
-    "internal_flipped": {"flip_pairs": True},
-    "internal_random": {"flip_pairs": False},
-}
-"""Mode → the settings of [ranking] that make it."""
+MODES: tuple[RankingMode, ...] = get_args(RankingMode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +43,7 @@ class ModeRow:
     first_named_win: Interval | None
     """Share of pair verdicts for the answer named or shown first."""
     contradiction: Interval | None
+    """Share of pair verdicts that the final ranking turns round."""
     stability: Interval | None
     """Mean τ of a repetition."""
     order_effect: Interval | None
@@ -91,8 +88,10 @@ def compare(
     rows = []
     for mode in modes:
         tap = tapped(judge, price=price, dry=dry)
-        using = settings.model_copy(update=dict(MODES[mode]))
-        found = audit_judge(panels, tap, using, seed, latency=latency, resamples=resamples, progress=progress)
+        using = settings.model_copy(update={"mode": mode})
+        found = audit_judge(
+            panels, tap, using, seed, latency=latency, resamples=resamples, progress=progress, label=f"{mode}: "
+        )
         rows.append(_row(mode, found))
     return rows
 
@@ -101,12 +100,12 @@ def _row(mode: str, found: JudgeAudit) -> ModeRow:
     first = found.first
     return ModeRow(
         mode=mode,
-        ranked=found.stability.prompts,
+        ranked=found.ranked,
         prompts=found.prompts,
         position_slope=first.position_slope,
         first_p=None if first.first_chi_square is None else first.first_chi_square.p,
         first_named_win=first.first_named_win,
-        contradiction=first.contradiction,
+        contradiction=found.verdicts_contradicted,
         stability=found.stability.tau,
         order_effect=found.order_effect.tau,
         pair_accuracy=None if found.accuracy is None else found.accuracy.pairs,

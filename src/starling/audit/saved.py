@@ -124,6 +124,8 @@ def of_judgment(judgment: Judgment, lengths: Mapping[str, int]) -> Call:
         k=len(judgment.shown),
         ranking=tuple(at[r] for r in judgment.ranking or ()),
         pairs=tuple((at[v.first], at[v.second], at[v.winner]) for v in judgment.pair_verdicts),
+        tied=judgment.tied,
+        pair_ties=tuple((at[a], at[b]) for a, b in judgment.pair_ties),
         good_natured=judgment.good_natured,
         lengths=tuple(lengths[r] for r in judgment.shown) if all(r in lengths for r in judgment.shown) else (),
         reason=judgment.reason.partition(":")[0] if unparsed else "",

@@ -18,8 +18,9 @@ from starling.audit.consistency import Tiers
 from starling.config import RankingSection
 from starling.endpoint import Endpoint, Reply, Request
 from starling.judge.judge import Panel, rank_many
+from starling.judge.merge import merge
 from starling.progress import SILENT, Progress
-from starling.records import Finish, Judgment, content_hash
+from starling.records import Finish, Judgment, MergedRanking, Outcome, content_hash
 
 PURPOSE = "audit"
 CHARS_PER_TOKEN = 4
@@ -148,24 +149,52 @@ class _Relabelled(Collection[Request]):
 
 @dataclass(frozen=True)
 class Ranked:
-    """What one pass over panels came to."""
+    """What one pass over panels came to, by panel."""
 
-    judgments: tuple[Judgment, ...]
+    judgments: tuple[tuple[Judgment, ...], ...]
     """Every judge call."""
-    tiers: dict[str, Tiers]
-    """Prompt → its ranking; prompts without one are absent."""
-    good_natured: dict[str, bool]
-    """Prompt → the judge's view of the request, where it gave one."""
+    merged: tuple[MergedRanking, ...]
+    """What the calls about each panel come to; answers that are equal by them are tied, whatever the settings do with ties."""
+
+    @property
+    def tiers(self) -> dict[str, Tiers]:
+        """Prompt → its ranking; prompts without one are absent. For passes in which no prompt comes twice."""
+        return {m.prompt_id: m.tiers for m in self.merged if m.outcome is Outcome.ranked}
+
+    @property
+    def good_natured(self) -> dict[str, bool]:
+        """Prompt → the judge's view of the request, where it gave one."""
+        return {m.prompt_id: m.good_natured for m in self.merged if m.good_natured is not None}
 
 
-def rank(panels: Sequence[Panel], endpoint: Endpoint, settings: RankingSection, seed: int, progress: Progress = SILENT) -> Ranked:
-    """One pass: each panel is ranked once, a reply that does not parse is not asked again."""
-    said = rank_many(panels, endpoint, settings.model_copy(update={"retries": 0}), seed, progress)
-    return Ranked(
-        judgments=tuple(said),
-        tiers={j.prompt_id: tuple((r,) for r in j.ranking) for j in said if j.ranking is not None},
-        good_natured={j.prompt_id: j.good_natured for j in said if j.good_natured is not None},
-    )
+def rank(
+    panels: Sequence[Panel], endpoint: Endpoint, settings: RankingSection, seed: int, progress: Progress = SILENT, what: str = ""
+) -> Ranked:
+    """One pass: each panel is judged as the ranking stage would, but a reply that does not parse is not asked again.
+
+    Lots never decide here: they fall the same way in every pass and would pass for the judge's own consistency.
+    """
+    once = settings.model_copy(update={"retries": 0})
+    said = tuple(rank_many(panels, endpoint, once, seed, _Named(progress, what) if what else progress))
+    merged = tuple(merge(calls, orders=settings.orders, keep_ties=True, seed=seed) for calls in said)
+    return Ranked(said, merged)
+
+
+class _Named(Progress):
+    """Progress under a name that says which part of the audit it is."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._name = name
+
+    def start(self, what: str, total: int) -> None:
+        self._progress.start(self._name, total)
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self._progress.advance(n, note)
+
+    def finish(self) -> None:
+        self._progress.finish()
 
 
 def other_seed(seed: int, which: int = 1) -> int:

@@ -226,7 +226,9 @@ class _Asking:
         return True
 
     def _price(self, name: str | None) -> Price | None:
-        return None
+        """Dollars for a million tokens of prompts and of replies, for models that have a price."""
+        price = None if name is None else getattr(self._settings.models[name], "price", None)
+        return None if price is None else (price.prompt, price.completion)
 
     @property
     def _latency(self) -> Latency:
