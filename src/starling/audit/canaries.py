@@ -96,9 +96,7 @@ def _panel(host: Host, *texts: str) -> Panel:
     return Panel(host.prompt, responses(host.prompt, texts))
 
 
-def _enter(
-    kind: str, panel: Panel, tiers: Tiers, calls: Sequence[Judgment], hits: dict[str, list[tuple[float, str]]]
-) -> None:
+def _enter(kind: str, panel: Panel, tiers: Tiers, calls: Sequence[Judgment], hits: dict[str, list[tuple[float, str]]]) -> None:
     """Enter one ranking under what it says."""
     prompt, place = panel.prompt.id, places(tiers)
     if kind != "twins":

@@ -229,9 +229,7 @@ def accuracy(judged: Pass, gold: Mapping[str, Mapping[str, float]], *, resamples
     rows = [(prompt, *_right(tiers, gold[prompt])) for prompt, tiers in judged.items() if prompt in gold]
     # Halves are counted in units of one half, so that the share stays a share of whole numbers.
     pairs = clustered_share([r[1] for r in rows], [2 * r[2] for r in rows], [r[0] for r in rows], resamples, seed)
-    return Accuracy(
-        prompts=len(rows), pairs=pairs, top1=unit_mean([r[3] for r in rows], resamples, seed)
-    )
+    return Accuracy(prompts=len(rows), pairs=pairs, top1=unit_mean([r[3] for r in rows], resamples, seed))
 
 
 def _right(tiers: Tiers, gold: Mapping[str, float]) -> tuple[int, int, float]:

@@ -105,9 +105,7 @@ def gold_of(panels: Sequence[Panel]) -> dict[str, dict[str, float]]:
     if any(panel.prompt.messages not in known for panel in panels):
         return {}
     return {
-        panel.prompt.id: {
-            r.id: world.gold(panel.prompt.messages, r.text, r.finish is Finish.stop).score for r in panel.responses
-        }
+        panel.prompt.id: {r.id: world.gold(panel.prompt.messages, r.text, r.finish is Finish.stop).score for r in panel.responses}
         for panel in panels
     }
 

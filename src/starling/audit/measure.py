@@ -350,5 +350,3 @@ def clustered_share(
         one = share_interval(len(totals) if sum(sums) else 0, len(totals))
         return one and replace(one, n=round(sum(pairs)))
     return replace(ratio_interval(sums, pairs, resamples=resamples, seed=seed), n=round(sum(pairs)))
-
-

@@ -89,9 +89,7 @@ def compare(
     for mode in modes:
         tap = tapped(judge, price=price, dry=dry)
         using = settings.model_copy(update={"mode": mode})
-        found = audit_judge(
-            panels, tap, using, seed, latency=latency, resamples=resamples, progress=progress, label=f"{mode}: "
-        )
+        found = audit_judge(panels, tap, using, seed, latency=latency, resamples=resamples, progress=progress, label=f"{mode}: ")
         rows.append(_row(mode, found))
     return rows
 

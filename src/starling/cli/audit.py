@@ -122,9 +122,7 @@ def audit_modes(
             _show(comparing.as_table(asking.modes(wanted, names), asking.name), asking.name, html, as_json)
 
 
-def _wanted(
-    settings: Config, prompts: int, votes: Path | None, pairs: Path | None, canaries: bool, attacks: bool
-) -> Wanted:
+def _wanted(settings: Config, prompts: int, votes: Path | None, pairs: Path | None, canaries: bool, attacks: bool) -> Wanted:
     """What the options ask for, read from the run and the files before anything is asked."""
     from starling.audit import hosts, live
     from starling.audit import votes as voting
