@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starling.audit.measure import SHARES
@@ -118,7 +118,13 @@ def sections(found: Json) -> list[Section]:
         listed.append(_modes(found))
     if "parts" in found:
         listed.append(_costs(found))
-    return [section for section in listed if section.rows]
+    return [replace(section, rows=_without_empty(section.rows)) for section in listed if section.rows]
+
+
+def _without_empty(rows: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
+    """The rows without columns that are empty in all of them."""
+    filled = {name for row in rows for name, cell in row.items() if cell}
+    return tuple({name: cell for name, cell in row.items() if name in filled} for row in rows)
 
 
 def _consistency(found: Json) -> Section:
@@ -132,8 +138,8 @@ def _consistency(found: Json) -> Section:
     if found["reference"] is not None:
         about = {**_AGREEMENT, "good_natured": ("same view of the request", None)}
         rows += [{"compared": found["reference"]["judge"], **row} for row in _figures(found["reference"], about, ideal=False)]
-    compared = {name: found[name] for name in ("stability", "reordered")}
-    text = "; ".join(f"{name}: {part['prompts']} prompts, {part['left_out']} left out" for name, part in compared.items())
+    compared = {"Asked again": found["stability"], "another order": found["reordered"]}
+    text = ", ".join(f"{name}: {part['prompts']} prompts ({part['left_out']} left out)" for name, part in compared.items())
     return Section("Consistency", f"{text}. What the order does is what it takes away beyond mere repetition.", tuple(rows))
 
 
@@ -201,20 +207,18 @@ def _modes(found: Json) -> Section:
         {
             "mode": row["mode"],
             "ranked": str(row["ranked"]),
-            "slope": _value(row["position_slope"], 3, signed=True),
-            "95 % of slope": _span(row.get("position_slope_ci"), 3),
-            "p of firsts": "–" if row["first_p"] is None else f"{row['first_p']:.2g}",
-            "shown first wins": _value(row["first_named_win"]),
-            "contradiction": _value(row["contradiction"]),
-            "order effect on τ": _value(row["order_effect"], 3, signed=True),
+            "ranks a place": _value(row["position_slope"], 2, signed=True),
+            "p of firsts": "–" if row["first_p"] is None else f"{row['first_p']:.1g}",
+            "first wins": _value(row["first_named_win"]),
+            "contradicts": _value(row["contradiction"]),
+            "order on τ": _value(row["order_effect"], 3, signed=True),
             "95 % of it": _span(row.get("order_effect_ci"), 3),
-            "stability τ": _value(row["stability"]),
+            "stable τ": _value(row["stability"]),
             "pairs right": _value(row["pair_accuracy"]),
             "95 % of pairs": _span(row.get("pair_accuracy_ci"), 3),
             "best right": _value(row["top1_accuracy"]),
-            "calls": _value(row["calls"], 1),
-            "prompt tokens": _value(row["prompt_tokens"], 0),
-            "reply tokens": _value(row["completion_tokens"], 0),
+            "calls": _value(row["calls"], 0),
+            "tokens": f"{_value(row['prompt_tokens'], 0)} + {_value(row['completion_tokens'], 0)}",
             "$ per 1,000": "–" if row["dollars"] is None else f"{1000 * row['dollars']:,.2f}",
         }
         for row in found["modes"]

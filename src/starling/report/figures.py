@@ -189,7 +189,7 @@ def forest(
         axes.plot([value for _, value, _ in rows], at, "o", color=ACCENT, markersize=6)
         for row, (_, value, _) in enumerate(rows):
             at_point = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "color": INK, "fontsize": 8.5}
-            axes.annotate(f"{value:.{digits}f}", (value, row), **at_point)
+            axes.annotate(f"{round(value, digits) + 0.0:.{digits}f}", (value, row), **at_point)  # + 0.0: no "-0.00"
         if level is not None:
             axes.axvline(level, color=WARN, linewidth=1.1, dashes=(4, 3))
         axes.set_yticks(list(at), [said for said, _, _ in rows])
