@@ -117,8 +117,11 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
     return float((dx * dy).sum()) / untied if untied else 0.0
 
 
-def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Score interval of a share of independent trials (Wilson 1927); for shares over prompts, one trial each."""
+def wilson_interval(hits: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Score interval of a share of independent trials (Wilson 1927); for shares over prompts, one trial each.
+
+    A trial may be won in part, as a first place that two answers share; the interval is then a little wide.
+    """
     if n <= 0:
         raise ValueError("a share needs at least one trial")
     p = hits / n
@@ -203,6 +206,12 @@ def _normal_interval(values: Sequence[float], z: float = 1.959963984540054) -> t
         return float("-inf"), float("inf")
     half = z * float(np.std(values, ddof=1)) / sqrt(len(values))
     return mean - half, mean + half
+
+
+def normal_mean(values: Sequence[float]) -> Interval:
+    """The mean of independent numbers with its 95 % interval by the normal approximation; without bounds for one number."""
+    low, high = _normal_interval(values)
+    return Interval(sum(values) / len(values), low, high, len(values), len(values))
 
 
 def bradley_terry(wins: ArrayLike, names: Sequence[str] = ()) -> NDArray[np.float64]:

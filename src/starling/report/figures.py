@@ -172,6 +172,38 @@ def positions(
         return _finish(figure, name, label)
 
 
+def forest(
+    name: str,
+    label: str,
+    rows: Sequence[tuple[str, float, tuple[float, float]]],
+    *,
+    x_label: str,
+    level: float | None = None,
+    digits: int = 2,
+) -> str:
+    """Values with intervals, one row each, first on top; `level` is a dashed line at the value without fault."""
+    with _canvas(WIDE, 0.75 + 0.32 * len(rows)) as (figure, axes):
+        at = range(len(rows))
+        lows, highs = [low for _, _, (low, _) in rows], [high for _, _, (_, high) in rows]
+        axes.hlines(at, lows, highs, color=ACCENT, linewidth=4, alpha=0.3)
+        axes.plot([value for _, value, _ in rows], at, "o", color=ACCENT, markersize=6)
+        for row, (_, value, _) in enumerate(rows):
+            at_point = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "color": INK, "fontsize": 8.5}
+            axes.annotate(f"{round(value, digits) + 0.0:.{digits}f}", (value, row), **at_point)  # + 0.0: no "-0.00"
+        if level is not None:
+            axes.axvline(level, color=WARN, linewidth=1.1, dashes=(4, 3))
+        axes.set_yticks(list(at), [said for said, _, _ in rows])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(rows) - 0.5, -0.75)
+        axes.locator_params(axis="x", nbins=5)
+        axes.margins(x=0.09)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(x_label)
+        return _finish(figure, name, label)
+
+
 def dumbbells(name: str, label: str, labels: Sequence[str], base: Sequence[float], tuned: Sequence[float], x_label: str) -> str:
     """Before and after on a 0 … 1 scale, one row per kind, biggest gain on top."""
     with _canvas(WIDE, 0.75 + 0.29 * len(labels)) as (figure, axes):
