@@ -120,6 +120,6 @@ def as_table(rows: Sequence[ModeRow], judge: str) -> dict[str, Any]:
         "prompts": prompts,
         "modes": [row.as_json() for row in rows],
         "modes_about": f"{prompts} prompts, three passes each. Ranks a place: lost per place further down inside a call. First "
-        "wins: verdicts for the answer shown or named first. Order on τ: what another order takes beyond asking again. Calls, tokens "
-        "and dollars are for one ranking.",
+        "wins: verdicts for the answer shown or named first. Order on τ: what another order takes beyond asking again. Calls, "
+        "tokens and dollars are for one ranking.",
     }
