@@ -11,6 +11,7 @@ from starling.audit import attacks, canaries
 from starling.audit.attacks import TEMPLATES, attack, frame_holds
 from starling.audit.hosts import ASIDE, HOSTS, Host, of_world, responses
 from starling.audit.live import tapped
+from starling.audit.tap import rank
 from starling.config import MicroworldJudge, RankingSection
 from starling.endpoint import Request, ScriptedEndpoint
 from starling.journal import Journal
@@ -220,6 +221,22 @@ def test_pointwise_twins_are_tied_and_have_no_order(ask: Callable[[Answer], Scri
     found = canaries.run(HOSTS[:3], tapped(ask(fair)), SETTINGS.model_copy(update={"mode": "pointwise"}), 0, resamples=20)
     assert found.twins_adjacent is not None
     assert (found.twins_adjacent.mean, found.twins_first_shown) == (1, None)
+
+
+def test_what_is_tied_with_the_last_is_not_last_and_lots_decide_nothing(ask: Callable[[Answer], ScriptedEndpoint]) -> None:
+    """A judge that gives every answer a 5: everything is tied, in whatever order the lots would put it."""
+
+    def indifferent(request: Request) -> str:
+        return "Good natured: yes\nScore: 5"
+
+    settings = SETTINGS.model_copy(update={"mode": "pointwise"})
+    judge = tapped(ask(indifferent))
+    found = canaries.run(HOSTS[:2], judge, settings, 0, resamples=20)
+    assert found.empty_last is not None
+    assert (found.empty_last.mean, found.empty_last.n) == (0, 2 * canaries.ORDERS)
+    panel = Panel(HOSTS[0].prompt, responses(HOSTS[0].prompt, HOSTS[0].good))
+    [tiers] = rank([panel], judge, settings, 0).tiers.values()
+    assert [set(tier) for tier in tiers] == [{r.id for r in panel.responses}]
 
 
 def test_the_microworlds_judge_reads_its_own_hosts(tmp_path: Path) -> None:

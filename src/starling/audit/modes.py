@@ -119,7 +119,7 @@ def as_table(rows: Sequence[ModeRow], judge: str) -> dict[str, Any]:
         "judge": judge,
         "prompts": prompts,
         "modes": [row.as_json() for row in rows],
-        "modes_about": f"{prompts} prompts, three passes each. Ranks a place: lost per place further down inside a call. First wins: "
-        "verdicts for the answer shown or named first. Order on τ: what another order takes beyond asking again. Calls, tokens and "
-        "dollars are for one ranking.",
+        "modes_about": f"{prompts} prompts, three passes each. Ranks a place: lost per place further down inside a call. First "
+        "wins: verdicts for the answer shown or named first. Order on τ: what another order takes beyond asking again. Calls, "
+        "tokens and dollars are for one ranking.",
     }
