@@ -190,7 +190,7 @@ def _positions(found: audit.Audit) -> str:
     """The judge's bias by position and its consistency, over the calls that rank k answers."""
     if not found.n:
         return "None of its calls ended with a ranking, so nothing can be said about its bias."
-    positions, shares = audit.position_rows(found), audit.share_rows(found)
+    told = found.as_json()
     said = (
         f"Bias and consistency over its {found.n:,} calls that rank {found.k} answers. The answers were shown in random order: a "
         f"judge without bias gives each position {1 / found.k:.3f} of the first places and a mean rank of {(found.k + 1) / 2:g}. "
@@ -199,9 +199,9 @@ def _positions(found: audit.Audit) -> str:
     return "\n\n".join(
         [
             said,
-            _as_table(positions),
-            "\n".join(f"- {line}" for line in audit.lines(found)),
-            _as_table(shares),
+            _as_table(audit.position_rows(told)),
+            "\n".join(f"- {line}" for line in audit.lines(told)),
+            _as_table(audit.share_rows(told)),
         ]
     )
 
