@@ -35,13 +35,17 @@ from starling.config.evaluation import (
     PublishSection,
 )
 from starling.config.models import (
+    AnthropicModel,
+    KeySection,
     LocalModel,
     MicroworldJudge,
     MicroworldSection,
     MicroworldSpeaker,
     Model,
     OpenAIModel,
+    Price,
     RunSection,
+    ServerModel,
 )
 from starling.config.training import (
     APA,
@@ -58,10 +62,12 @@ __all__ = [
     "APA",
     "PPO",
     "Algorithm",
+    "AnthropicModel",
     "Config",
     "DatasetSection",
     "EvaluateSection",
     "FilePrompts",
+    "KeySection",
     "LocalModel",
     "MicroworldJudge",
     "MicroworldPrompts",
@@ -71,6 +77,7 @@ __all__ = [
     "OpenAIModel",
     "OptimizerSection",
     "PolicySection",
+    "Price",
     "PromptSource",
     "PromptsSection",
     "PublishSection",
@@ -79,6 +86,7 @@ __all__ = [
     "RewardSection",
     "RunSection",
     "Section",
+    "ServerModel",
     "fingerprint",
     "load_config",
     "secret",
@@ -92,6 +100,9 @@ class Config(Section):
     run: RunSection
     microworld: MicroworldSection | None = None
     models: dict[str, Model] = Field(default_factory=dict, description="Every model of the run by name.")
+    keys: dict[str, KeySection] = Field(
+        default_factory=dict, description="Limits of API keys, by the environment variable that holds the key."
+    )
     prompts: PromptsSection | None = None
     responses: ResponsesSection | None = None
     ranking: RankingSection | None = None
@@ -108,6 +119,10 @@ class Config(Section):
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")
+        used = {env for m in self.models.values() if isinstance(m, ServerModel) for env in m.api_key_env}
+        for name in self.keys:
+            if name not in used:
+                raise ValueError(f"[keys.{name}] is the api_key_env of no model{nearest(name, used)}")
         if self.responses is not None and len(self.responses.models) < 2:
             raise ValueError("responses.models needs at least two models: one answer cannot be ranked (K = 1)")
         if self.microworld is None and (
