@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from starling.config import AnthropicModel, OpenAIModel
-from starling.endpoint import HttpEndpoint, Request
+from starling.endpoint import HttpEndpoint, KeyRing, Request
 from starling.journal import Journal
 from starling.progress import Silent
 from starling.records import Message, ModelRef
