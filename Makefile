@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "Starling needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make setup PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install -e ".[train,arena,dev]" -c constraints.txt
+	$(BIN)/python -m pip install -e ".[train,prompts,arena,dev]" -c constraints.txt
 	@touch $(STAMP)
 
 quickstart: setup

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from starling import nectar, ranking, responses
-from starling.artifacts import new_artifact, open_artifact, write_records
-from starling.config import DatasetSection, MicroworldJudge, RankingSection
+from starling.artifacts import new_artifact, open_artifact, read_records, write_records
+from starling.config import DatasetSection, MicroworldJudge, RankingSection, ResponsesSection
 from starling.endpoint import Reply, Request, ScriptedEndpoint
 from starling.evaluate import gold, head_to_head, reward_accuracy
 from starling.evaluate.rows import ANSWERS_FILE, COMPARISONS_FILE, REPLIES_FILE, EvaluatedPrompt, EvaluatedReply, ScoredAnswer
@@ -82,10 +82,11 @@ def make(run: Path, *, until: str = "evaluate", prompts: int = 160, held_out: in
     judged: list[Judgment] = []
 
     def fill_responses(draft: Any) -> None:
-        answered.extend(responses.collect(asked, pool))
-        write_records(draft.path / "responses.parquet", answered, Response)
-        draft.rows = len(answered)
-        draft.outcomes = {f.value: sum(r.finish is f for r in answered) for f in Finish}
+        file = draft.path / "responses.parquet"
+        settings = ResponsesSection(models=tuple(pool), distinct=False, resample=0)
+        collected = responses.collect(asked, pool, settings, out=file, scratch=run)
+        answered.extend(read_records(file, Response))
+        draft.rows, draft.outcomes, draft.metrics = collected.rows, collected.outcomes, collected.metrics
 
     def fill_ranking(draft: Any) -> None:
         ranked = ranking.rank(asked, answered, arbiter, RankingSection(judge="judge", retries=0), seed)

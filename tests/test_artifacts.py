@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -50,7 +51,12 @@ SAMPLES: dict[type[Record], list[Record]] = {
     rec.Prompt: [PROMPT],
     rec.Sampling: [rec.Sampling(temperature=0.1, stop=("\n", "")), rec.Sampling()],
     rec.ModelRef: [rec.ModelRef(provider="p", name="n")],
-    rec.Response: [rec.Response(id="i", prompt_id="p", model="m", text="", finish=f, call_id="c") for f in rec.Finish],
+    rec.Response: [
+        *(rec.Response(id="i", prompt_id="p", model="m", text="", finish=f, call_id="c") for f in rec.Finish),
+        rec.Response(id="i", prompt_id="p", model="m", text="t", finish=rec.Finish.stop, call_id="", source="s"),
+        rec.Response(id="i", prompt_id="p", model="m", text=" ", finish=rec.Finish.stop, call_id="c", set_aside="empty"),
+    ],
+    rec.FoundAnswer: [rec.FoundAnswer(prompt_id="p", model="m", text="t", source="s")],
     rec.PairVerdict: [VERDICT],
     rec.Judgment: [judgment(), judgment(outcome="unparsed", ranking=None, good_natured=None, pair_verdicts=(), reason="?")],
     rec.RankedAnswer: [rec.RankedAnswer(answer="a", model="m", rank=0.1)],
@@ -100,6 +106,21 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: li
         assert any("\ud800" <= c <= "\udfff" for t in (*texts, *pairs, *pairs.values()) for c in t)
         return
     assert read_records(path, rec.RankedPrompt) == rows
+
+
+def test_reading_a_file_row_by_row_holds_a_small_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four readers stand at the last row of a file of forty groups: together they hold less than the file."""
+    monkeypatch.setattr(artifacts, "ROWS_PER_GROUP", 128)
+    path, rows = tmp_path / "x.parquet", 40 * 128
+    texts = (hashlib.shake_256(str(i).encode()).hexdigest(400) for i in range(rows))
+    write_records(path, (rec.Message(role="user", content=text) for text in texts), rec.Message)
+    before = pa.total_allocated_bytes()
+    readers = [iter(artifacts.RecordFile(path, rec.Message)) for _ in range(4)]
+    for reader in readers:
+        for _ in range(rows - 1):
+            next(reader)
+    assert pa.total_allocated_bytes() - before < path.stat().st_size
+    assert [len(list(reader)) for reader in readers] == [1] * 4
 
 
 def test_order_of_a_dictionary_does_not_matter(tmp_path: Path) -> None:

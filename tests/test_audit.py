@@ -202,7 +202,7 @@ def panels(n: int) -> list[Panel]:
 def judged(tmp_path_factory: pytest.TempPathFactory) -> list[Judgment]:
     with Journal(tmp_path_factory.mktemp("audit") / "journal.sqlite") as journal:
         judge = ScriptedEndpoint(ModelRef(provider="scripted", name="biased"), biased, journal)
-        return rank_many(panels(600), judge, RankingSection(judge="biased"), seed=3)
+        return [j for calls in rank_many(panels(600), judge, RankingSection(judge="biased"), seed=3) for j in calls]
 
 
 def test_planted_biases_lie_within_their_intervals(judged: list[Judgment]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starling.chat import conversation_key, from_transcript, split_of, to_transcript
+from starling.chat import conversation_key, from_transcript, split_of, to_transcript, with_system
 from starling.errors import InputError
 from starling.records import Message, Messages
 
@@ -90,6 +90,13 @@ def test_all_states_of_a_conversation_share_key_and_split() -> None:
     assert conversation_key((Message(role="system", content="s"), *first)) == conversation_key(first)
     assert conversation_key(first) != conversation_key(turns("name four animals"))
     assert split_of(first, validation=0.3, test=0.3) == split_of(later, validation=0.3, test=0.3)
+
+
+def test_a_system_message_goes_first_unless_there_is_one() -> None:
+    user, own = Message(role="user", content="Hi"), Message(role="system", content="own")
+    assert with_system((user,), "S") == (Message(role="system", content="S"), user)
+    assert with_system((own, user), "S") == (own, user)
+    assert with_system((user,), None) == with_system((user,), "") == (user,)
 
 
 def test_no_user_turn_has_no_key() -> None:

@@ -78,7 +78,7 @@ def test_a_run_on_imported_data_needs_little(tmp_path: Path) -> None:
         ('run.dir="quoted"', lambda c: c.run.dir == Path("quoted")),
         ("models.b.sampling.temperature=0", lambda c: c.models["b"].sampling.temperature == 0),
         ('responses.models=["b", "a"]', lambda c: c.responses.models == ("b", "a")),
-        ("ranking.flip_pairs=false", lambda c: c.ranking.flip_pairs is False),
+        ("ranking.mode='pairwise'", lambda c: c.ranking.mode == "pairwise"),
         (" run.seed = 7 ", lambda c: c.run.seed == 7),
         ("publish.judge_terms=a=b", lambda c: c.publish.judge_terms == "a=b"),
         ("policy.algorithm.type=ppo", lambda c: c.policy.algorithm == PPO(type="ppo")),

@@ -87,7 +87,7 @@ def test_a_fresh_run_does_every_stage_once_in_order(settings: Callable[..., Conf
         ("prompts.validation_fraction=0.03", ALL),
         ('responses.models=["base", "clean"]', ["responses", *FROM_RANKING]),
         ("models.clean.sampling.temperature=0.8", ["responses", *FROM_RANKING]),
-        ("ranking.flip_pairs=false", FROM_RANKING),
+        ('ranking.mode="internal_random"', FROM_RANKING),
         ("models.judge.noise=0.2", FROM_RANKING),
         ("dataset.min_answers=3", ["dataset", *FROM_REWARD]),
         ("reward.epochs=2", FROM_REWARD),

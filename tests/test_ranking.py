@@ -72,6 +72,15 @@ def test_cut_refused_equal_and_empty_responses_are_all_shown(judge: ScriptedEndp
     assert len(judgment.shown) == 4
 
 
+def test_responses_that_were_set_aside_are_counted_and_not_shown(judge: ScriptedEndpoint) -> None:
+    responses = [response(PROMPTS[0], m, m * 2) for m in "abcd"]
+    responses[1] = responses[1].model_copy(update={"set_aside": "duplicate"})
+    responses[3] = responses[3].model_copy(update={"set_aside": "empty"})
+    found = rank(PROMPTS[:1], responses, judge, SETTINGS, 0)
+    assert sorted(found.judgments[0].shown) == [f"{PROMPTS[0].id}-a", f"{PROMPTS[0].id}-c"]
+    assert found.left_out == {"response_duplicate": 1, "response_empty": 1}
+
+
 def test_the_same_response_twice_is_shown_once(judge: ScriptedEndpoint) -> None:
     responses = [response(PROMPTS[0], m, m) for m in ("a", "b", "a")]
     found = rank(PROMPTS[:1], responses, judge, SETTINGS, 0)

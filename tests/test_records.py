@@ -125,10 +125,10 @@ def test_ranked_has_a_ranking() -> None:
         judgment(ranking=None)
 
 
-@pytest.mark.parametrize(("first", "second", "winner"), [("x", "x", "x"), ("x", "y", "z")])
+@pytest.mark.parametrize(("first", "second", "winner"), [("x", "x", "x"), ("x", "y", "z"), ("x", "v", "x")])
 def test_a_pairs_winner_is_one_of_two(first: str, second: str, winner: str) -> None:
     with pytest.raises(ValidationError, match="different members"):
-        PairVerdict(first=first, second=second, winner=winner)
+        judgment(pair_verdicts=(PairVerdict(first=first, second=second, winner=winner),))
 
 
 # ── ranked prompts, comparisons, scores ──────────────────────────────────────────────────────────────────────────────

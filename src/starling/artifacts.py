@@ -202,7 +202,7 @@ class RecordFile(Collection[R]):
         import pyarrow.parquet as pq
 
         number = 0
-        with self._errors(), pq.ParquetFile(self._path) as file:
+        with self._errors(), pq.ParquetFile(self._path, pre_buffer=False) as file:  # a buffer would keep all that was read
             for batch in file.iter_batches(batch_size=ROWS_PER_GROUP // 4):
                 for row in batch.to_pylist():
                     yield self._record(number, row)

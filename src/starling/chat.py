@@ -66,6 +66,24 @@ def from_transcript(text: str) -> Messages:
     return tuple(Message(role=role, content=content) for role, content in zip(roles, contents, strict=False))
 
 
+def read_turns(text: str) -> Messages:
+    """All turns of a transcript, whoever speaks last, as in HH-RLHF's `chosen` and `rejected`; a reply may be empty.
+
+    Unlike a Nectar prompt it ends with the reply itself; texts lose the blanks at their ends.
+
+    Raises:
+        InputError: it does not start with a user turn, or the turns do not alternate.
+    """
+    pieces = re.split(r"\n\n(Human|Assistant):(?= |\n|$)", text)
+    speakers, contents = pieces[1::2], pieces[2::2]
+    if not speakers or pieces[0].strip() or any(s != ("Human", "Assistant")[i % 2] for i, s in enumerate(speakers)):
+        raise InputError(
+            "The text is no transcript of alternating turns", where=repr(text[:60]), cure=f"it must start with {_HUMAN!r}"
+        )
+    roles: list[Literal["user", "assistant"]] = ["user" if s == "Human" else "assistant" for s in speakers]
+    return tuple(Message(role=role, content=content.strip()) for role, content in zip(roles, contents, strict=True))
+
+
 def is_transcript(text: str) -> bool:
     """Whether the text means to be a transcript (it opens with the user's marker), well formed or not."""
     return text.startswith(_HUMAN)
@@ -79,6 +97,13 @@ def _check_turns(roles: Sequence[str]) -> None:
             where=f"turns {' '.join(roles) or 'none'}",
             cure="drop the conversation or merge its turns; a transcript has no place for system turns",
         )
+
+
+def with_system(messages: Messages, system: str | None) -> Messages:
+    """The conversation under a system message; one that opens with its own keeps that."""
+    if not system or messages[0].role == "system":
+        return messages
+    return (Message(role="system", content=system), *messages)
 
 
 def conversation_key(messages: Sequence[Message]) -> str:
@@ -101,7 +126,12 @@ def split_of(messages: Sequence[Message], *, validation: float, test: float) -> 
         validation: share of conversations in [0, 1).
         test: share of conversations in [0, 1).
     """
-    uniform = int(content_hash(["split", conversation_key(messages)], 13), 16) / 16**13
+    return split_of_key(conversation_key(messages), validation=validation, test=test)
+
+
+def split_of_key(key: str, *, validation: float, test: float) -> Literal["train", "validation", "test"]:
+    """The split of the conversations with this `conversation_key`."""
+    uniform = int(content_hash(["split", key], 13), 16) / 16**13
     if uniform < test:
         return "test"
     return "validation" if uniform < test + validation else "train"

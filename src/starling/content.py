@@ -6,6 +6,7 @@ Files up to 64 MiB are hashed whole. Of larger ones (weights, mostly) the size a
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from pathlib import Path
 
@@ -17,12 +18,15 @@ MISSING = "missing"
 
 
 def content_of(path: Path) -> str:
-    """16 hex digits for a file or a folder's files (names and contents), or `missing`."""
+    """16 hex digits for a file, or for the files (names and contents) of a folder or a glob's matches; or `missing`."""
     if path.is_file():
         return _file(path)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return content_hash([[p.relative_to(path).as_posix(), _file(p)] for p in files], 16)
+    if glob.has_magic(str(path)):
+        matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        return content_hash([[p.name, _file(p)] for p in matches], 16) if matches else MISSING
     return MISSING
 
 

@@ -147,7 +147,7 @@ def artifact_rows(artifact: Artifact, outcome: str | None, limit: int) -> list[d
         for row in _table(artifact.path / name):
             if len(found) >= limit:
                 return found
-            here = row.get("outcome", row.get("finish"))
+            here = row.get("set_aside") or row.get("outcome", row.get("finish"))
             if here is not None:
                 seen.add(str(here))
             if outcome is None or here == outcome:

@@ -79,7 +79,7 @@ def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
 
 
 def _reads_world(stage: str, config: Config) -> bool:
-    pool = config.responses.models if config.responses else ()
+    pool = config.responses.names if config.responses else ()
     judge = (config.ranking.judge,) if config.ranking else ()
     asks = {"responses": pool, "ranking": judge, "evaluate": pool + judge}.get(stage, ())
     trains = {"reward": config.reward.backbone, "policy": config.policy.base, "evaluate": config.policy.base}.get(stage)
@@ -98,7 +98,7 @@ def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section in stage.sections:
         if section == "pool":
-            value: Any = {name: _dump(config.models[name]) for name in (config.responses.models if config.responses else ())}
+            value: Any = {name: _dump(config.models[name]) for name in (config.responses.names if config.responses else ())}
         elif section == "judge":
             value = {config.ranking.judge: _dump(config.models[config.ranking.judge])} if config.ranking else None
         else:
@@ -122,11 +122,14 @@ def _without(value: Any, names: set[str]) -> Any:
 
 def _content_for_paths(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            k: content_of(Path(v)) if k in PATHS and isinstance(v, str) and v != MICROWORLD_BASE else _content_for_paths(v)
-            for k, v in value.items()
-        }
+        return {k: _content_of_path(v) if k in PATHS else _content_for_paths(v) for k, v in value.items()}
     return [_content_for_paths(v) for v in value] if isinstance(value, list) else value
+
+
+def _content_of_path(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_content_of_path(v) for v in value]
+    return content_of(Path(value)) if isinstance(value, str) and value != MICROWORLD_BASE else value
 
 
 # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────

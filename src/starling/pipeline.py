@@ -19,21 +19,21 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from starling import imported, nectar, prompts, ranking, responses
-from starling.artifacts import Draft, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
+from starling.artifacts import Draft, RecordFile, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
 from starling.config import Config
 from starling.errors import ConfigError, UsageError
 from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status
 from starling.plan import check
 from starling.progress import SILENT, Progress
-from starling.records import Judgment, Prompt, RankedPrompt, Response
+from starling.records import FoundAnswer, Judgment, Prompt, RankedPrompt, Response
 from starling.rundir import WORK_FOLDER, Stopwatch, locked
-from starling.serving import Endpoints
+from starling.serving import Endpoints, systems_of
 
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.json"
@@ -109,38 +109,68 @@ def _prompts(job: Job) -> None:
         from starling.microworld import world
 
         from_world = world.all_prompts(validation=settings.validation_fraction, test=settings.test_fraction)
-    gathered = prompts.gather(settings, from_world, job.progress, job.seed)
+    gathered = prompts.gather(settings, from_world, job.progress, job.seed, job.scratch)
     write_records(job.draft.path / "prompts.parquet", gathered.prompts, Prompt)
+    write_records(job.draft.path / "answers.parquet", gathered.answers, FoundAnswer)
+    write_records(job.draft.path / "dropped.parquet", gathered.rows, prompts.GatheredRow)
+    if gathered.contaminated:
+        write_records(job.draft.path / "contaminated.parquet", gathered.contaminated, prompts.GatheredRow)
     job.draft.rows = len(gathered.prompts)
-    job.draft.outcomes.update(gathered.dropped)
+    job.draft.outcomes.update(gathered.dropped | gathered.noted)
 
 
 def _responses(job: Job) -> None:
-    asked = job.prompts("train", "validation") if is_world(job.config) else job.prompts()
-    collected = responses.collect(asked, job.endpoints.pool(), job.progress)
-    write_records(job.draft.path / "responses.parquet", collected, Response)
-    job.draft.rows = len(collected)
-    for response in collected:
-        job.draft.outcomes[response.finish.value] = job.draft.outcomes.get(response.finish.value, 0) + 1
+    settings = job.config.responses
+    assert settings is not None
+    world = is_world(job.config)
+    asked = job.prompts("train", "validation") if world else RecordFile(job.path("prompts") / "prompts.parquet", Prompt)
+    collected = responses.collect(
+        asked,
+        job.endpoints.pool(),
+        settings,
+        out=job.draft.path / "responses.parquet",
+        scratch=job.scratch,
+        seed=job.seed,
+        systems=systems_of(job.config),
+        found=RecordFile(job.path("prompts") / "answers.parquet", FoundAnswer) if settings.use_found else (),
+        progress=job.progress,
+    )
+    job.draft.rows = collected.rows
+    job.draft.outcomes.update(collected.outcomes)
+    job.draft.metrics.update(collected.metrics)
 
 
 def _ranking(job: Job) -> None:
     judge, settings = job.endpoints.judge(), job.config.ranking
     assert judge is not None
     assert settings is not None
-    collected = read_records(job.path("responses") / "responses.parquet", Response)
-    answered = {r.prompt_id for r in collected}
-    asked = [p for p in job.prompts() if p.id in answered]
-    ranked = ranking.rank(asked, collected, judge, settings, job.seed, job.progress)
-    write_records(job.draft.path / "judgments.parquet", ranked.judgments, Judgment)
-    job.draft.rows = len(ranked.judgments)
+    collected = RecordFile(job.path("responses") / "responses.parquet", Response)
+    ranked = ranking.rank(_answered(job), collected, judge, settings, job.seed, job.progress, job.draft.path)
+    job.draft.rows = len(ranked.rankings)
     job.draft.outcomes.update(ranked.outcomes)
+    job.draft.metrics.update(ranked.metrics)
+
+
+def _answered(job: Job) -> Iterable[Prompt]:
+    """The prompts that the pool was asked, in order, re-iterable: in the microworld, those of the test are the evaluation's."""
+    everything = RecordFile(job.path("prompts") / "prompts.parquet", Prompt)
+    return _InSplits(everything, ("train", "validation")) if is_world(job.config) else everything
+
+
+@dataclass(frozen=True)
+class _InSplits(Iterable[Prompt]):
+    prompts: Iterable[Prompt]
+    splits: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return (p for p in self.prompts if p.split in self.splits)
 
 
 def _dataset(job: Job) -> None:
     collected = read_records(job.path("responses") / "responses.parquet", Response)
-    judgments = read_records(job.path("ranking") / "judgments.parquet", Judgment)
-    assembled = nectar.assemble(job.prompts(), collected, judgments, job.config.dataset)
+    judgments = read_records(job.path("ranking") / ranking.JUDGMENTS_FILE, Judgment)
+    last_words = list({j.prompt_id: j for j in judgments}.values())
+    assembled = nectar.assemble(job.prompts(), collected, last_words, job.config.dataset)
     for split in ("train", "validation", "test"):
         rows = [row for row in assembled.rows if row.prompt.split == split]
         if rows or split == "train":
@@ -215,6 +245,7 @@ def _evaluate(job: Job) -> None:
     metrics = evaluate.run(
         job.prompts(),
         pool=job.endpoints.pool(),
+        systems=systems_of(config),
         judge=job.endpoints.judge(),
         base=job.model_folder(config.policy.base),
         tuned=job.path("policy"),

@@ -3,8 +3,9 @@
 `check` finds what would stop a run later (missing files, folders that are no models, keys that are not set, parts that are
 not installed) before the run directory is touched. `plan` counts calls and estimates tokens; its numbers are
 
-    exact        prompts, calls of responses and ranking without retries
-    upper bound  completion tokens (every reply as long as allowed)
+    exact        prompts, calls of responses and ranking without retries (before the prompts
+                 stage is done, as if no answers were found with the prompts)
+    upper bound  completion tokens (every reply as long as allowed); calls about contested prompts
     estimate     prompt tokens, at four characters a token (English text, common tokenizers: 3.5–4.5)
 """
 
@@ -12,17 +13,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 from starling import prompts
-from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, ServerModel, secret
+from starling.artifacts import RecordFile, open_artifact, read_records
+from starling.chat import with_system
+from starling.config import Config, LocalModel, MicroworldJudge, ServerModel, secret
 from starling.errors import ConfigError, InputError, MissingExtra
-from starling.judge.rubric import STARLING, build_prompt
+from starling.judge.modes import calls_per_order
+from starling.judge.rubric import Rubric, prompt_chars, rubric_of
+from starling.judge.verdict import FORMS
 from starling.lineage import MICROWORLD_BASE, is_world
-from starling.records import Message, Prompt
+from starling.records import FoundAnswer, Message, Prompt
+from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
+from starling.serving import systems_of
 from starling.wire import model_ref
 
 CHARS_PER_TOKEN = 4
@@ -46,9 +55,7 @@ def check(config: Config, stages: Sequence[str]) -> None:
                 raise MissingExtra("train", module)
     _check_models(config, asked)
     if "prompts" in stages and config.prompts is not None:
-        for source in config.prompts.sources:
-            if isinstance(source, FilePrompts):
-                _check_rows(source.path)
+        prompts.check(config.prompts)
     if "reward" in stages:
         if config.reward.data is not None and not config.reward.data.is_dir():
             _check_rows(config.reward.data)
@@ -70,7 +77,7 @@ def _models_asked(config: Config, stages: Sequence[str]) -> list[str]:
     """Names of the models that these stages will ask."""
     names: list[str] = []
     if config.responses is not None and {"responses", "evaluate"} & set(stages):
-        names += config.responses.models
+        names += config.responses.names
     if config.ranking is not None and {"ranking", "evaluate"} & set(stages):
         names.append(config.ranking.judge)
     return names
@@ -83,14 +90,14 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
         if isinstance(model, ServerModel):
             for env in model.api_key_env:
                 secret(env)
-            identity = str(model_ref(model))
+            identity = f"{model_ref(model)} {model.system!r}"
         elif isinstance(model, LocalModel):
             _check_folder(f"models.{name}.path", str(model.path))
-            identity = f"{model.path} {model.sampling}"
+            identity = f"{model.path} {model.sampling} {model.system!r}"
         else:
             identity = str(model)
         other = identities.setdefault(identity, name)
-        if other != name and name in (config.responses.models if config.responses else ()):
+        if other != name and name in (config.responses.names if config.responses else ()):
             raise ConfigError(
                 f"The models '{other}' and '{name}' are the same model with the same sampling: both would give the same answers",
                 where=f"models.{name}",
@@ -134,10 +141,13 @@ class Calls:
     model: str
     kind: str
     calls: int
+    """If nothing fails and no answer has to be drawn again."""
     prompt_tokens: int
     """Estimate."""
     completion_tokens: int
     """Upper bound."""
+    further_calls: int = 0
+    """At most so many more, where calls fail and answers are empty or repeat one another."""
 
 
 def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
@@ -148,37 +158,88 @@ def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
     """
     if config.prompts is None or not {"responses", "ranking", "evaluate"} & set(stages):
         return []
-    everything = _gathered(config)
+    everything = _gathered(config, stages)
     held_out = [p for p in everything if p.split == config.evaluate.split]
     asked = [p for p in everything if p.split != "test"] if is_world(config) else everything
     calls: list[Calls] = []
     if "responses" in stages:
-        calls += _pool_calls(config, "responses", asked)
+        calls += _pool_calls(config, asked, _found(config, stages))
     if "ranking" in stages and config.ranking is not None:
-        calls.append(_judge_calls(config, "ranking", asked, len(config.responses.models if config.responses else ())))
+        calls += _judge_calls(config, asked, config.responses.answers if config.responses else 0)
     if "evaluate" in stages:
         if is_world(config):
-            calls += _pool_calls(config, "evaluate", held_out)
+            calls += _everybody_calls(config, held_out)
         if config.ranking is not None:
             both_orders = held_out[: config.evaluate.judge_prompts] * 2
-            calls.append(_judge_calls(config, "evaluate", both_orders, 2))
+            rubric = rubric_of("internal_flipped", config.ranking.ties == "keep")
+            calls.append(_asks(config, "evaluate", rubric, both_orders, 2, config.policy.sampling.max_tokens, 1))
     return calls
 
 
-def _gathered(config: Config) -> tuple[Prompt, ...]:
+def _gathered(config: Config, stages: Sequence[str]) -> Sequence[Prompt]:
+    """The prompts: those of the finished stage, else gathered now."""
     assert config.prompts is not None
+    if "prompts" not in stages:
+        return read_records(open_artifact(config.run.dir, "prompts").path / "prompts.parquet", Prompt)
     from_world: list[Prompt] = []
     if any(source.type == "microworld" for source in config.prompts.sources):
         from starling.microworld import world
 
         from_world = world.all_prompts(validation=config.prompts.validation_fraction, test=config.prompts.test_fraction)
-    return prompts.gather(config.prompts, from_world, seed=config.run.seed).prompts
+    return list(prompts.gather(config.prompts, from_world, seed=config.run.seed).prompts)
 
 
-def _pool_calls(config: Config, stage: str, asked: Sequence[Prompt]) -> list[Calls]:
-    tokens = sum(_tokens(p.messages) for p in asked)
-    names = config.responses.models if config.responses else ()
-    return [Calls(stage, n, config.models[n].type, len(asked), tokens, len(asked) * _longest(config, [n])) for n in names]
+def _found(config: Config, stages: Sequence[str]) -> Counter[str]:
+    """How many answers were found with each prompt, by its id; none are known before the prompts stage is done."""
+    if config.responses is None or not config.responses.use_found or "prompts" in stages:
+        return Counter()
+    file = open_artifact(config.run.dir, "prompts").path / "answers.parquet"
+    return Counter(answer.prompt_id for answer in RecordFile(file, FoundAnswer))
+
+
+def _pool_calls(config: Config, asked: Iterable[Prompt], found: Mapping[str, int]) -> list[Calls]:
+    """The calls of the responses stage, by model: exactly those of its first round, and what later rounds may add.
+
+    Args:
+        config: the settings; without [responses] there are no calls.
+        asked: the prompts.
+        found: by prompt id, how many answers were found with it; nothing where none were.
+    """
+    settings = config.responses
+    if settings is None:
+        return []
+    models = {name: config.models[name] for name in settings.names}
+    greedy = greedy_among({n: m.sampling.temperature for n, m in models.items() if not isinstance(m, MicroworldJudge)})
+    systems = systems_of(config)
+    calls: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    for prompt in asked:
+        there = found.get(prompt.id, 0)
+        need = max(0, settings.answers - min(there, settings.max_found or there))
+        slots = slots_of(prompt.id, settings, greedy, config.run.seed)
+        most += most_asks(slots, need)
+        for model, _ in next_asks(slots, need, b""):
+            calls[model] += 1
+            tokens[model] += _tokens(with_system(prompt.messages, systems.get(model)))
+    return [
+        Calls(
+            "responses", name, model.type, calls[name], tokens[name], calls[name] * _longest(config, [name]),
+            most[name] - calls[name],
+        )
+        for name, model in models.items()
+    ]  # fmt: skip
+
+
+def _everybody_calls(config: Config, asked: Sequence[Prompt]) -> list[Calls]:
+    """In the microworld's evaluation every model of the pool answers every held-out prompt once."""
+    systems = systems_of(config)
+    found = []
+    for name in config.responses.names if config.responses else ():
+        tokens = sum(_tokens(with_system(p.messages, systems.get(name))) for p in asked)
+        longest = len(asked) * _longest(config, [name])
+        found.append(Calls("evaluate", name, config.models[name].type, len(asked), tokens, longest))
+    return found
 
 
 def _longest(config: Config, names: Sequence[str]) -> int:
@@ -187,16 +248,33 @@ def _longest(config: Config, names: Sequence[str]) -> int:
     return max((m.sampling.max_tokens for m in models if not isinstance(m, MicroworldJudge)), default=0)
 
 
-def _judge_calls(config: Config, stage: str, asked: Sequence[Prompt], k: int) -> Calls:
-    """A judge prompt holds the rubric, the conversation and K answers; the answers are taken to be as long as allowed."""
+def _judge_calls(config: Config, asked: Sequence[Prompt], k: int) -> list[Calls]:
+    """The calls of `ranking.orders` orders; with `orders_if_contested`, a second row for what contested prompts take at most:
+    all prompts might be contested."""
+    settings = config.ranking
+    assert settings is not None
+    rubric = rubric_of(settings.mode, settings.ties == "keep")
+    longest = _longest(config, config.responses.names if config.responses else ()) or config.policy.sampling.max_tokens
+    per_order = calls_per_order(settings.mode, k)
+    orders = {"ranking": settings.orders}
+    if settings.orders_if_contested is not None:
+        orders["ranking contested"] = settings.orders_if_contested - settings.orders
+    return [_asks(config, stage, rubric, asked, k, longest, per_order * count) for stage, count in orders.items()]
+
+
+def _asks(config: Config, stage: str, rubric: Rubric, asked: Sequence[Prompt], k: int, longest: int, each: int) -> Calls:
+    """`each` judge calls for every prompt. A judge prompt holds the rubric, the conversation and as many of the K answers as the
+    rubric shows at once; the answers are taken to be as long as allowed."""
     assert config.ranking is not None
-    pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
-    frame = build_prompt(STARLING, (Message(role="user", content="-"),), [""] * k, pairs, "0" * 16)
-    pool = config.responses.models if stage == "ranking" and config.responses else ()
-    longest = _longest(config, pool) or config.policy.sampling.max_tokens
-    tokens = len(asked) * (_tokens(frame) + k * longest) + sum(_tokens(p.messages) for p in asked)
+    shown = min(k, FORMS[rubric.grammar].sizes[1])
+    frame = 0
+    if shown >= FORMS[rubric.grammar].sizes[0]:
+        pairs = list(combinations(range(shown), 2)) if rubric.lists_pairs else []
+        frame = prompt_chars(rubric, (Message(role="user", content="-"),), [""] * shown, pairs) // CHARS_PER_TOKEN + 1
+    tokens = len(asked) * (frame + shown * longest) + sum(_tokens(p.messages) for p in asked)
     name = config.ranking.judge
-    return Calls(stage, name, config.models[name].type, len(asked), tokens, len(asked) * config.ranking.max_tokens)
+    calls = each * len(asked)
+    return Calls(stage, name, config.models[name].type, calls, each * tokens, calls * config.ranking.max_tokens)
 
 
 def _tokens(messages: Sequence[Message]) -> int:

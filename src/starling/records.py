@@ -3,6 +3,7 @@
 Producer → consumer of each record:
 
     Prompt        prompts → responses, ranking, policy, evaluate
+    FoundAnswer   prompts → responses: what a source already had
     Response      responses → ranking
     Judgment      ranking → audit, report: one judge call
     MergedRanking ranking → nectar: what all calls about a prompt come to
@@ -80,6 +81,15 @@ def prompt_id(messages: Messages) -> str:
     return content_hash([[m.role, m.content] for m in messages], 16)
 
 
+class FoundAnswer(Record):
+    """An answer that a source of prompts brought along (UltraFeedback, HH-RLHF …); no model was called for it."""
+
+    prompt_id: str = Field(description="The prompt it answers.")
+    model: str = Field(description="Label of the model as the source names it, or as the settings say.")
+    text: str = Field(description="The answer; never blank, and never twice for one prompt.")
+    source: str = Field(description="Label of the source that brought it.")
+
+
 class Sampling(Record):
     """How a reply is drawn; part of a call's identity."""
 
@@ -112,11 +122,20 @@ class Response(Record):
 
     id: str = Field(description="Hash of prompt id, model and text.")
     prompt_id: str = Field(description="The prompt it answers.")
-    model: str = Field(description="Label of the model in the pool.")
+    model: str = Field(description="Label of the model in the pool, or what a source calls the author of a found answer.")
     text: str = Field(description="The reply, without template markers; empty when finish is error.")
     finish: Finish = Field(description="Why it ended.")
-    call_id: str = Field(description="Key of the call in the journal.")
+    call_id: str = Field(description="Key of the call in the journal; empty for an answer that was found.")
     reason: str = Field(default="", description="Why there is no text, in words; empty unless finish is error.")
+    set_aside: Literal["", "duplicate", "empty"] = Field(
+        default="", description="Why it does not count although the call was answered; empty when it counts."
+    )
+    source: str = Field(default="", description="Where it was found with its prompt; empty when it was asked for.")
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is one of the prompt's K answers, to be ranked."""
+        return self.finish is not Finish.error and not self.set_aside
 
 
 class Outcome(StrEnum):
@@ -131,21 +150,21 @@ class Outcome(StrEnum):
 
 
 class PairVerdict(Record):
-    """One line of the judge's pairwise section: first and second as written, winner one of the two."""
+    """One decided pair of a judge's reply: first and second as written, winner one of the two (the judgment checks that, for all
+    its pairs at once: 21 validators in every row would cost more than everything else about it)."""
 
     first: str
     second: str
     winner: str
 
-    @model_validator(mode="after")
-    def _winner_is_one_of_them(self) -> PairVerdict:
-        if self.first == self.second or self.winner not in (self.first, self.second):
-            raise ValueError("the winner of a pair must be one of its two different members")
-        return self
-
 
 class Judgment(Record):
-    """One judge call over K responses of one prompt. Law: outcome is ranked ⇔ ranking is a permutation of shown."""
+    """One judge call about some or all responses to a prompt, whatever became of it; a reply that did not parse and was asked
+    for again has its own. Laws: outcome is ranked ⇔ ranking is a permutation of shown; pairs are of different responses
+    shown, each at most once, and have one of the two as winner; only a ranked call has verdicts, ties or a score.
+
+    The calls about one prompt follow each other by order, then as the mode lists them; a second attempt follows its first.
+    """
 
     prompt_id: str = Field(description="The prompt judged.")
     rubric: str = Field(description="Hash of the rubric, prompt template and grammar version used.")
@@ -156,15 +175,41 @@ class Judgment(Record):
     ranking: tuple[str, ...] | None = Field(description="Response ids best first; None unless ranked.")
     good_natured: bool | None = Field(description="The judge's view of the request; None when it gave none.")
     pair_verdicts: tuple[PairVerdict, ...] = Field(description="Pair verdicts as response ids, in reply order.")
-    call_id: str = Field(description="Key of the (last) call in the journal.")
+    call_id: str = Field(description="Key of the call in the journal; empty when none was made.")
     reason: str = Field(default="", description="Why it is not ranked, in words; empty when ranked.")
+    mode: str = Field(default="internal_flipped", description="How the judge was asked: `ranking.mode`.")
+    order: int = Field(default=0, ge=0, description="Which of the prompt's orders the call belongs to: 0, 1, …")
+    attempt: int = Field(default=0, ge=0, description="0, or 1 when an earlier reply to the same question did not parse.")
+    pair_ties: tuple[tuple[str, str], ...] = Field(default=(), description="Pairs that the judge called equal.")
+    tied: tuple[int, ...] = Field(
+        default=(), description="When the ranking has ties: sizes of its places, best first, e.g. (1, 2). Empty otherwise."
+    )
+    score: int | None = Field(default=None, ge=1, le=10, description="Of the one response shown, in the mode pointwise.")
 
     @model_validator(mode="after")
     def _ranked_iff_permutation(self) -> Judgment:
         if (self.ranking is not None) != (self.outcome is Outcome.ranked):
             raise ValueError("a judgment has a ranking exactly when its outcome is ranked")
-        if self.ranking is not None and (sorted(self.ranking) != sorted(self.shown) or len(set(self.shown)) != len(self.shown)):
+        if self.ranking is None:
+            if self.pair_verdicts or self.pair_ties or self.tied or self.score is not None:
+                raise ValueError("a judgment without a ranking has no verdicts, ties or score")
+            return self
+        shown = set(self.shown)
+        if sorted(self.ranking) != sorted(self.shown) or len(shown) != len(self.shown):
             raise ValueError("a ranking must be a permutation of the responses shown")
+        if self.tied and (sum(self.tied) != len(shown) or min(self.tied) < 1):
+            raise ValueError("the sizes of a ranking's places must add up to the responses shown")
+        stated = set()
+        for v in self.pair_verdicts:
+            if v.first == v.second or (v.winner != v.first and v.winner != v.second) or not {v.first, v.second} <= shown:
+                raise ValueError("the winner of a pair must be one of its two different members, both of them shown")
+            stated.add((v.first, v.second) if v.first < v.second else (v.second, v.first))
+        for first, second in self.pair_ties:
+            if first == second or not {first, second} <= shown:
+                raise ValueError("a tie must be between two different responses shown")
+            stated.add((first, second) if first < second else (second, first))
+        if len(stated) != len(self.pair_verdicts) + len(self.pair_ties):
+            raise ValueError("a pair stands in a judgment twice")
         return self
 
 
@@ -178,17 +223,20 @@ class PairSupport(Record):
 
 
 class MergedRanking(Record):
-    """What all judge calls about one prompt come to. Law: outcome is ranked ⇔ there are tiers."""
+    """What all judge calls about one prompt come to. Law: outcome is ranked ⇔ there are tiers.
+
+    How the calls are merged and what weighs how much: `starling.judge.merge`.
+    """
 
     prompt_id: str = Field(description="The prompt judged.")
-    outcome: Outcome = Field(description="ranked when at least one call gave a ranking; else what became of the last call.")
+    outcome: Outcome = Field(description="ranked when every pair has a verdict; else what became of the last failed call.")
     tiers: tuple[tuple[str, ...], ...] = Field(
         description="Response ids best first; in one tier they are tied. Empty unless ranked."
     )
     good_natured: bool | None = Field(description="The view of most calls that gave one; None when none did or they balance.")
     pairs: tuple[PairSupport, ...] = Field(description="Every pair of the ranked responses, in the order of the tiers.")
-    contested: bool = Field(description="The judge's first order left doubt: the ranking contradicts its own verdicts.")
-    calls: tuple[str, ...] = Field(description="Journal keys of the calls that were merged.")
+    contested: bool = Field(description="The first orders left doubt: a pair is disputed or missing, or wins run in a circle.")
+    calls: tuple[str, ...] = Field(description="Journal keys of the calls that were merged, in their order.")
     reason: str = Field(default="", description="Why it is not ranked, in words; empty when ranked.")
 
     @model_validator(mode="after")

@@ -1,27 +1,42 @@
-"""Rows of data files that others wrote: jsonl, jsonl.gz and parquet, streamed, with a number and a named problem each.
+"""Rows of data files that others wrote: jsonl, json, csv (each .gz too) and parquet, streamed, with a number and a problem each.
 
 A row that cannot be read is a `Row` with a problem, so that the caller counts it; only a file that cannot be read at all,
-or breaks off in the middle, is an exception. Numbers count from 1: lines of a jsonl file, rows of a parquet file.
+or breaks off in the middle, is an exception. Numbers count from 1: lines of a jsonl file, elements of a json array, rows of
+a csv file (its header is none) or a parquet file.
+
+A json file is one array of objects (ShareGPT, AlpacaEval). It is parsed element by element and never held whole; what follows
+an element that is no JSON cannot be found again, so there it is an exception.
 """
 
 from __future__ import annotations
 
+import csv
+import glob
 import gzip
+import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from starling.errors import InputError
 
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv")
+"""Kinds of text files, each also with .gz; the other kind is .parquet."""
+PIECE = 2**20
+"""Characters of a json file that are read at once."""
+LONGEST = 2**28
+"""Characters of the longest element of a json array, or cell of a csv file, that is looked at."""
+
 
 @dataclass(frozen=True)
 class Row:
     """One row as found. Law: either `value` is the row and `problem` is empty, or `value` is None and `problem` names why.
 
-    Problems: not_utf8, not_json, not_an_object, not_unicode (a lone surrogate, which no UTF-8 file can hold).
+    Problems: not_utf8, not_json, not_an_object, not_unicode (a lone surrogate, which no UTF-8 file can hold), too_many_cells
+    (a csv row longer than its header).
     """
 
     number: int
@@ -30,7 +45,7 @@ class Row:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a .jsonl, .jsonl.gz, .ndjson(.gz) or .parquet file in order; blank lines are skipped.
+    """The rows of a .jsonl, .ndjson, .json, .csv (all also .gz) or .parquet file in order; blank lines are skipped.
 
     Raises:
         InputError: no such file, an unknown kind of file, or one that is damaged; with the line or row reached.
@@ -40,13 +55,60 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise InputError("The data file does not exist or is a folder", where=str(path), cure="check the path")
     if name.endswith(".parquet"):
         return _parquet_rows(path)
-    if name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
-        return _json_rows(path, compressed=name.endswith(".gz"))
+    compressed, name = name.endswith(".gz"), name.removesuffix(".gz")
+    if name.endswith((".jsonl", ".ndjson")):
+        return _json_rows(path, compressed)
+    if name.endswith(".json"):
+        return _array_rows(path, compressed)
+    if name.endswith(".csv"):
+        return _csv_rows(path, compressed)
     raise InputError(
         "The kind of data file is not known by its name",
         where=str(path),
-        cure="give a .jsonl, .jsonl.gz or .parquet file",
+        cure="give a .jsonl, .json, .csv (each may end in .gz) or .parquet file",
     )
+
+
+def files_of(path: Path | Sequence[Path]) -> list[Path]:
+    """The data files that a path means: a file itself, a folder's files of known kinds (those of its folders too), a glob's
+    matches; of several paths one after the other. Sorted by name within a folder or glob.
+
+    Raises:
+        InputError: there is no such file, or the folder or glob holds none.
+    """
+    if not isinstance(path, Path):
+        return [file for one in path for file in files_of(one)]
+    if path.is_dir():
+        found = [p for p in sorted(path.rglob("*")) if p.is_file() and _known(p.name.lower())]
+    elif path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    else:
+        found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+    if not found:
+        raise InputError("There is no data file here", where=str(path), cure="check the path: a glob must match a file")
+    return found
+
+
+def _known(name: str) -> bool:
+    return name.endswith(".parquet") or name.removesuffix(".gz").endswith(SUFFIXES)
+
+
+def count_rows(path: Path) -> int:
+    """About how many rows a file has, for progress: exact but for blank lines; what is there before any damage."""
+    if path.name.lower().endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(path).num_rows)
+    name, count = path.name.lower(), 0
+    if not name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        return sum(1 for _ in read_rows(path))
+    try:
+        with _open(path, name.endswith(".gz")) as source:
+            while piece := source.read(PIECE):
+                count += piece.count(b"\n")
+    except (OSError, EOFError, zlib.error):
+        pass
+    return count
 
 
 def _json_rows(path: Path, compressed: bool) -> Iterator[Row]:
@@ -91,6 +153,90 @@ def _encodable(value: dict[str, Any]) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _array_rows(path: Path, compressed: bool) -> Iterator[Row]:
+    """The elements of one json array. Python's own parser is tried on what has been read so far, and on twice as much whenever
+    it finds no end, so memory and time are those of the longest element."""
+    number = 0
+    try:
+        with _open(path, compressed) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as source:
+            for number, (value, escaped) in enumerate(_elements(source), start=1):
+                if not isinstance(value, dict):
+                    yield Row(number, None, "not_an_object")
+                elif escaped and not _encodable(value):
+                    yield Row(number, None, "not_unicode")
+                else:
+                    yield Row(number, value)
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise InputError(
+            f"The json file breaks off, is damaged or is not one array of objects: {error}",
+            where=f"{path}, after element {number}",
+            cure="copy or download it again, or convert it to jsonl (one object per line)",
+        ) from None
+
+
+def _elements(source: IO[str]) -> Iterator[tuple[Any, bool]]:
+    """The elements, and whether one contains an escape (a lone surrogate can come from nothing else)."""
+    decoder, text, at = json.JSONDecoder(), "", 0
+
+    def more() -> bool:
+        nonlocal text, at
+        piece = source.read(max(PIECE, len(text) - at))
+        text, at = text[at:] + piece, 0
+        if len(text) > LONGEST:
+            raise ValueError(f"an element is longer than {LONGEST:,} characters")
+        return bool(piece)
+
+    def sign() -> str:
+        """The next character that is no blank."""
+        nonlocal at
+        while True:
+            while at < len(text) and text[at] in " \t\r\n":
+                at += 1
+            if at < len(text) or not more():
+                return text[at : at + 1]
+
+    if sign() != "[":
+        raise ValueError("it does not begin with [")
+    at += 1
+    if sign() == "]":
+        return
+    while True:
+        sign()
+        try:
+            value, end = decoder.raw_decode(text, at)
+            whole = end < len(text)  # a number at the end of what was read may go on
+        except ValueError:
+            whole = False
+        if not whole:
+            if more():
+                continue
+            value, end = decoder.raw_decode(text, at)
+        escaped, at = "\\u" in text[at:end], end
+        yield value, escaped
+        if (found := sign()) == "]":
+            return
+        if found != ",":
+            raise ValueError(f"a comma or ] is missing before {text[at : at + 20]!r}")
+        at += 1
+
+
+def _csv_rows(path: Path, compressed: bool) -> Iterator[Row]:
+    number = 0
+    before = csv.field_size_limit(LONGEST)
+    try:
+        with _open(path, compressed) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as source:
+            for number, value in enumerate(csv.DictReader(source, strict=True), start=1):
+                yield Row(number, None, "too_many_cells") if None in value else Row(number, value)
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
+        raise InputError(
+            f"The csv file breaks off or is damaged: {error}",
+            where=f"{path}, after row {number}",
+            cure="give a UTF-8 file with a header, fields quoted with \"",
+        ) from None
+    finally:
+        csv.field_size_limit(before)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

@@ -26,6 +26,12 @@ from starling.records import ModelRef, content_hash
 JOURNAL_FILE = "journal.sqlite"
 
 
+def systems_of(config: Config) -> dict[str, str]:
+    """The system messages under which models answer prompts, by label of the models that have one."""
+    without = MicroworldSpeaker | MicroworldJudge
+    return {name: m.system for name, m in config.models.items() if not isinstance(m, without) and m.system}
+
+
 class Endpoints:
     """The endpoints of one run, made when first asked for; the journal is opened with the first of them.
 
@@ -55,7 +61,7 @@ class Endpoints:
 
     def pool(self) -> dict[str, Endpoint]:
         """The models that answer prompts, by label, in the order of the settings."""
-        return {name: self.get(name) for name in (self._config.responses.models if self._config.responses else ())}
+        return {name: self.get(name) for name in (self._config.responses.names if self._config.responses else ())}
 
     def judge(self) -> Endpoint | None:
         """The judge, when the run has one."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starling.judge.verdict import LETTERS, Failure, Grammar, Verdict, parse, write_reply
+from starling.judge.verdict import FORMS, LETTERS, Failure, Grammar, Verdict, parse, places, write_reply
 
 DATA = Path(os.environ.get("STARLING_DATA", "../shared/data")) / "nectar_judge"
 
@@ -154,29 +155,77 @@ texts = st.one_of(
 )
 
 
-@given(text=texts, k=st.integers(2, 12), grammar=st.sampled_from(list(Grammar)))
-def test_parse_never_raises_and_never_returns_a_non_permutation(text: str, k: int, grammar: Grammar) -> None:
+@given(text=texts, data=st.data(), grammar=st.sampled_from(list(Grammar)))
+def test_parse_never_raises_and_never_returns_a_non_permutation(text: str, data: st.DataObject, grammar: Grammar) -> None:
+    k = data.draw(st.integers(*FORMS[grammar].sizes))
     found = parse(text, k, grammar)
     if isinstance(found, Verdict):
-        assert sorted(found.ranking) == list(range(k))
-        assert all(winner in (a, b) and a != b for a, b, winner in found.pairs)
+        check(found, k, grammar)
+
+
+def check(found: Verdict, k: int, grammar: Grammar) -> None:
+    """What holds for every verdict of a grammar, however it was said."""
+    form = FORMS[grammar]
+    assert sorted(found.ranking) == list(range(k))
+    assert all(winner in (a, b) and a != b for a, b, winner in found.pairs)
+    assert not found.tied or (form.ties and sum(found.tied) == k and len(found.tied) < k and min(found.tied) > 0)
+    assert form.ties or not found.ties
+    assert (found.score is not None) == form.score
+    assert found.score is None or 1 <= found.score <= 10
+    if grammar is not Grammar.nectar_public:
+        stated = [frozenset(pair[:2]) for pair in (*found.pairs, *found.ties)]
+        assert len(stated) == len(set(stated)) == (k * (k - 1) // 2 if form.pairs else 0)
+        assert found.good_natured is not None
+
+
+OURS = [grammar for grammar in Grammar if grammar is not Grammar.nectar_public]
 
 
 @st.composite
-def verdicts(draw: st.DrawFn) -> Verdict:
-    k = draw(st.integers(2, 12))
+def verdicts(draw: st.DrawFn, grammar: Grammar = Grammar.starling_1) -> Verdict:
+    form = FORMS[grammar]
+    k = draw(st.integers(*form.sizes))
     ranking = tuple(draw(st.permutations(range(k))))
-    pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
-    chosen = []
-    for a, b in draw(st.permutations(pairs)):
-        winner = draw(st.sampled_from([a, b])) if k > 2 else ranking[0]
-        chosen.append((b, a, winner) if draw(st.booleans()) else (a, b, winner))
-    return Verdict(ranking, draw(st.booleans()), tuple(chosen))
+    ends = draw(st.lists(st.booleans(), min_size=k - 1, max_size=k - 1)) if form.ties else [True] * (k - 1)
+    sizes, size = [], 1
+    for end in ends:
+        sizes, size = ([*sizes, size], 1) if end else (sizes, size + 1)
+    tied = (*sizes, size) if not all(ends) else ()
+    chosen, ties = [], []
+    for a, b in draw(st.permutations(list(combinations(range(k), 2)))) if form.pairs else []:
+        first, second = (b, a) if draw(st.booleans()) else (a, b)
+        if tied if k == 2 else form.ties and draw(st.booleans()):
+            ties.append((first, second))
+        else:
+            chosen.append((first, second, draw(st.sampled_from([a, b])) if k > 2 else ranking[0]))
+    if k == 2 and form.pairs and not form.ranking and tied:
+        ranking = ties[0]  # the order within a place is that in which it was written
+    score = draw(st.integers(1, 10)) if form.score else None
+    return Verdict(ranking, draw(st.booleans()), tuple(chosen), tuple(ties), tied, score)
 
 
-@given(verdict=verdicts())
-def test_what_is_written_is_read_back(verdict: Verdict) -> None:
-    assert parse(write_reply(verdict), len(verdict.ranking)) == verdict
+@pytest.mark.parametrize("grammar", OURS)
+@given(data=st.data())
+def test_what_is_written_is_read_back(grammar: Grammar, data: st.DataObject) -> None:
+    verdict = data.draw(verdicts(grammar))
+    assert parse(write_reply(verdict, grammar), len(verdict.ranking), grammar) == verdict
+    check(verdict, len(verdict.ranking), grammar)
+
+
+@pytest.mark.parametrize("grammar", OURS)
+@given(data=st.data())
+def test_no_grammar_reads_the_replies_of_another(grammar: Grammar, data: st.DataObject) -> None:
+    """Read in the wrong grammar a reply is a failure; only a pair without a tie reads the same with or without ties allowed."""
+    verdict = data.draw(verdicts(grammar))
+    k = len(verdict.ranking)
+    for other in OURS:
+        if other is not grammar and FORMS[other].sizes[0] <= k <= FORMS[other].sizes[1]:
+            found = parse(write_reply(verdict, grammar), k, other)
+            assert isinstance(found, Failure) or found == verdict
+            assert isinstance(found, Failure) or (grammar, other) in {
+                (Grammar.pair_1, Grammar.pair_1_ties),
+                (Grammar.pair_1_ties, Grammar.pair_1),
+            }
 
 
 @given(verdict=verdicts(), data=st.data())
@@ -200,6 +249,105 @@ def test_a_changed_character_never_yields_another_complete_verdict_of_the_wrong_
     if isinstance(found, Verdict):
         assert sorted(found.ranking) == list(range(k))
         assert len({frozenset(p[:2]) for p in found.pairs}) == k * (k - 1) // 2
+
+
+# ── the other grammars ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("grammar", "k", "reply", "expected"),
+    [
+        (Grammar.rank_1, 3, "Good natured: no\nRanking: ['C', 'A', 'B']", Verdict((2, 0, 1), False)),
+        (Grammar.pair_1, 2, "Good natured: yes\n('B', 'A'): A", Verdict((0, 1), True, ((1, 0, 0),))),
+        (Grammar.pair_1, 2, "Good natured: yes\n('A', 'B'): B", Verdict((1, 0), True, ((0, 1, 1),))),
+        (Grammar.pair_1_ties, 2, "Good natured: yes\n('B', 'A'): tie", Verdict((1, 0), True, ties=((1, 0),), tied=(2,))),
+        (Grammar.score_1, 1, "Good natured: yes\nScore: 10", Verdict((0,), True, score=10)),
+        (Grammar.score_1, 1, "\nGood natured:no\n\n Score:1 ", Verdict((0,), False, score=1)),
+        (Grammar.rank_1_ties, 4, "Good natured:no\nRanking: 'C'>'A' = 'D'>'B'", Verdict((2, 0, 3, 1), False, tied=(1, 2, 1))),
+        (Grammar.rank_1_ties, 3, "Good natured: yes\nRanking:'C'='A'='B'", Verdict((2, 0, 1), True, tied=(3,))),
+        (Grammar.rank_1_ties, 3, "Good natured: yes\nRanking: 'C' > 'A' > 'B'", Verdict((2, 0, 1), True)),
+        (
+            Grammar.starling_1_ties,
+            3,
+            "Good natured: yes\n('A', 'B'): tie\n('C', 'A'): C\n('B', 'C'): tie\nRanking: 'C' > 'B' = 'A'",
+            Verdict((2, 1, 0), True, ((2, 0, 2),), ((0, 1), (1, 2)), (1, 2)),
+        ),
+        (
+            Grammar.starling_1_ties,
+            2,
+            "Good natured: yes\n('A', 'B'): tie\nRanking: 'A' = 'B'",
+            Verdict((0, 1), True, (), ((0, 1),), (2,)),
+        ),
+    ],
+)  # fmt: skip
+def test_replies_of_every_grammar_read_by_hand(grammar: Grammar, k: int, reply: str, expected: Verdict) -> None:
+    assert parse(reply, k, grammar) == expected
+
+
+TIED = "Good natured: yes\n('A', 'B'): tie\n('C', 'A'): C\n('B', 'C'): C\n"
+
+
+@pytest.mark.parametrize(
+    ("grammar", "k", "reply", "reason"),
+    [
+        (Grammar.rank_1, 3, "Ranking: ['C', 'A', 'B']", "no good-natured line"),
+        (Grammar.rank_1, 3, "Good natured: yes", "no ranking line"),
+        (Grammar.rank_1, 3, GOOD, "line outside the grammar"),
+        (Grammar.rank_1, 3, "Good natured: yes\nRanking: 'A' > 'B' > 'C'", "no ranking line"),
+        (Grammar.rank_1, 3, "Good natured: yes\nRanking: ['A', 'B']", "ranking is no permutation"),
+        (Grammar.rank_1, 3, "Good natured: yes\nRanking: ['A', 'B', 'C']\nThat is all.", "line outside the grammar"),
+        (Grammar.pair_1, 2, "Good natured: yes", "pairs missing"),
+        (Grammar.pair_1, 2, "Good natured: yes\nA", "line outside the grammar"),
+        (Grammar.pair_1, 2, "Good natured: yes\n('A', 'B'): tie", "line outside the grammar"),
+        (Grammar.pair_1, 2, "Good natured: yes\n('A', 'C'): A", "no such pair"),
+        (Grammar.pair_1, 2, "Good natured: yes\n('A', 'B'): C", "winner is not in its pair"),
+        (Grammar.pair_1, 2, "Good natured: yes\n('A', 'B'): A\n('B', 'A'): A", "pair named twice"),
+        (Grammar.pair_1, 2, "Good natured: yes\n('A', 'B'): A\nRanking: ['A', 'B']", "line outside the grammar"),
+        (Grammar.pair_1_ties, 2, "Good natured: yes\n('A', 'B'): Tie", "line outside the grammar"),
+        (Grammar.pair_1_ties, 2, "Good natured: yes\n('A', 'A'): tie", "no such pair"),
+        (Grammar.score_1, 1, "Score: 7", "no good-natured line"),
+        (Grammar.score_1, 1, "Good natured: yes", "no score"),
+        *(
+            (Grammar.score_1, 1, f"Good natured: yes\nScore: {said}", "no score")
+            for said in ("0", "11", "07", "-3", "7.5", "7/10", "7 of 10", "seven", "'7'", "\uff17", "\u0667", "1e1", "[7]", "")
+        ),
+        (Grammar.score_1, 1, "Good natured: yes\nScore: 7\nScore: 8", "line outside the grammar"),
+        (Grammar.score_1, 1, "Good natured: yes\nA good answer.\nScore: 7", "line outside the grammar"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: ['C', 'A', 'B']", "no ranking line"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: ['C'], ['A', 'B']", "no ranking line"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: C > A = B", "no ranking line"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: 'C' > 'A' =", "no ranking line"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: 'C' >> 'A' = 'B'", "no ranking line"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: 'B' = 'A' < 'C'", "no ranking line"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: 'C' > 'A' = 'A'", "ranking is no permutation"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: 'C' > 'A'", "ranking is no permutation"),
+        (Grammar.starling_1_ties, 3, TIED + "Ranking: 'C' > 'A' = 'D'", "ranking is no permutation"),
+        (Grammar.starling_1_ties, 3, TIED.replace("('C', 'A'): C\n", "") + "Ranking: 'C' > 'A' = 'B'", "pairs missing"),
+        (Grammar.starling_1_ties, 3, TIED + "('B', 'A'): A\nRanking: 'C' > 'A' = 'B'", "pair named twice"),
+        *(
+            (Grammar.starling_1_ties, 2, f"Good natured: yes\n('A', 'B'): {said}", "ranking contradicts the only pair")
+            for said in ("tie\nRanking: 'A' > 'B'", "A\nRanking: 'A' = 'B'", "A\nRanking: 'B' > 'A'")
+        ),
+    ],
+)  # fmt: skip
+def test_malformed_replies_of_every_grammar(grammar: Grammar, k: int, reply: str, reason: str) -> None:
+    found = parse(reply, k, grammar)
+    assert isinstance(found, Failure), found
+    assert found.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("grammar", "k"), [(Grammar.pair_1, 1), (Grammar.pair_1, 3), (Grammar.score_1, 2), (Grammar.score_1, 0), (Grammar.rank_1, 13)]
+)
+def test_each_grammar_speaks_about_so_many_answers(grammar: Grammar, k: int) -> None:
+    with pytest.raises(ValueError, match="k must be"):
+        parse("Good natured: yes", k, grammar)
+
+
+def test_a_ranking_cut_into_its_places() -> None:
+    assert places((2, 0, 1), (1, 2)) == [(2,), (0, 1)]
+    assert places((2, 0, 1), ()) == [(2,), (0,), (1,)]
+    assert places("ab", (2,)) == ["ab"]
 
 
 # ── the public replies ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,8 +12,8 @@ from starling.config import MicroworldJudge, RankingSection
 from starling.endpoint import Request, ScriptedEndpoint
 from starling.journal import Journal
 from starling.judge.judge import Duel, Panel, compare_many, rank_many
-from starling.judge.rubric import STARLING, build_prompt, read_prompt
-from starling.judge.verdict import Failure, Verdict, parse
+from starling.judge.rubric import RUBRICS, STARLING, Rubric, build_prompt, read_prompt, rubric_of
+from starling.judge.verdict import FORMS, Failure, Grammar, Verdict, parse
 from starling.microworld import judge as microworld_judge
 from starling.microworld import world
 from starling.records import Finish, Message, Messages, ModelRef, Outcome, Prompt, Response
@@ -35,14 +35,24 @@ def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "good_natured", lambda messages: "harm" not in messages[-1].content)
 
 
-def request(answers: list[str], messages: Messages = QUESTION, nonce: str = "0123456789abcdef") -> Request:
+def request(
+    answers: list[str], messages: Messages = QUESTION, nonce: str = "0123456789abcdef", rubric: Rubric = STARLING
+) -> Request:
     k = len(answers)
-    pairs = [(b, a) for a in range(k) for b in range(a + 1, k)]
-    return Request(model=MODEL, messages=build_prompt(STARLING, messages, answers, pairs, nonce))
+    pairs = [(b, a) for a in range(k) for b in range(a + 1, k)] if rubric.lists_pairs else []
+    return Request(model=MODEL, messages=build_prompt(rubric, messages, answers, pairs, nonce))
 
 
-def verdict(answers: list[str], settings: MicroworldJudge = EXACT, seed: int = 0, nonce: str = "0123456789abcdef") -> Verdict:
-    found = parse(microworld_judge.answer(request(answers, nonce=nonce), settings, seed), len(answers))
+def verdict(
+    answers: list[str],
+    settings: MicroworldJudge = EXACT,
+    seed: int = 0,
+    nonce: str = "0123456789abcdef",
+    rubric: Rubric = STARLING,
+) -> Verdict:
+    found = parse(
+        microworld_judge.answer(request(answers, QUESTION, nonce, rubric), settings, seed), len(answers), rubric.grammar
+    )
     assert isinstance(found, Verdict)
     return found
 
@@ -94,12 +104,61 @@ def test_position_bias_falls_linearly_from_first_to_last() -> None:
 
 
 @pytest.mark.usefixtures("numbers")
-@pytest.mark.parametrize("k", [2, 3, 7, 12])
-@pytest.mark.parametrize("broken", microworld_judge.BREAKS, ids=lambda b: b.__name__)
-def test_every_way_of_breaking_the_grammar_is_a_failure(broken: object, k: int) -> None:
-    good = microworld_judge.answer(request([str(i) for i in range(k)]), EXACT, 0)
-    assert isinstance(parse(good, k), Verdict)
-    assert isinstance(parse(broken(good), k), Failure)  # type: ignore[operator]
+def test_every_mode_is_answered_as_its_rubric_asks() -> None:
+    answers = ["0.22", "0.95", "0.28", "0.51"]  # 3, 10, 3 and 6 in ten steps
+    listed = ((1, 0, 1), (2, 0, 2), (3, 0, 3), (2, 1, 1), (3, 1, 1), (3, 2, 3))
+    every = ((0, 1, 1), (0, 2, 2), (0, 3, 3), (1, 2, 1), (1, 3, 1), (2, 3, 3))
+    order = (1, 3, 2, 0)
+    assert verdict(answers) == Verdict(order, True, listed)
+    assert verdict(answers, rubric=rubric_of("internal_unlisted")) == Verdict(order, True, every)
+    assert verdict(answers, rubric=rubric_of("rank_only")) == Verdict(order, True)
+    assert verdict(answers[:2], rubric=rubric_of("pairwise")) == Verdict((1, 0), True, ((0, 1, 1),))
+    assert verdict(answers[2:3], rubric=rubric_of("pointwise")) == Verdict((0,), True, score=3)
+    untied = tuple(v for v in listed if v != (2, 0, 2))
+    tied = Verdict(order, True, untied, ties=((2, 0),), tied=(1, 1, 2))
+    assert verdict(answers, rubric=rubric_of("internal_random", True)) == tied
+    assert verdict(answers, rubric=rubric_of("rank_only", True)) == Verdict(order, True, tied=(1, 1, 2))
+    pair = verdict([answers[0], answers[2]], rubric=rubric_of("pairwise_both", True))
+    assert (pair.pairs, pair.ties, pair.tied) == ((), ((0, 1),), (2,))
+
+
+@pytest.mark.parametrize(
+    ("seen", "score"), [(-0.2, 1), (0.0, 1), (0.099, 1), (0.1, 2), (0.55, 6), (0.899, 9), (0.9, 10), (1.0, 10), (1.3, 10)]
+)
+def test_scores_are_ten_equal_steps(seen: float, score: int) -> None:
+    assert microworld_judge.score_of(seen) == score
+
+
+@pytest.mark.usefixtures("numbers")
+def test_the_bias_is_for_the_first_of_two_and_for_none_alone() -> None:
+    biased = EXACT.model_copy(update={"position_bias": 0.3})
+    pair, one = rubric_of("pairwise"), rubric_of("pointwise")
+    assert verdict(["0.5", "0.7"], biased, rubric=pair).ranking == (0, 1)
+    assert verdict(["0.5", "0.81"], biased, rubric=pair).ranking == (1, 0)
+    assert verdict(["0.55"], biased, rubric=one).score == verdict(["0.55"], rubric=one).score == 6
+
+
+BROKEN = [
+    (grammar, k, broken)
+    for grammar, several in microworld_judge.BREAKS.items()
+    for broken in several
+    for k in (1, 2, 3, 7, 12)
+    if FORMS[grammar].sizes[0] <= k <= FORMS[grammar].sizes[1]
+]
+
+
+@pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize(("grammar", "k", "broken"), BROKEN, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_every_way_of_breaking_a_grammar_is_a_failure(grammar: Grammar, k: int, broken: object) -> None:
+    for rubric in (r for r in RUBRICS.values() if r.grammar is grammar):
+        for answers in ([str(i / 12) for i in range(k)], ["0.5"] * k):
+            good = microworld_judge.answer(request(answers, rubric=rubric), EXACT, 0)
+            assert isinstance(parse(good, k, grammar), Verdict)
+            assert isinstance(parse(broken(good), k, grammar), Failure)  # type: ignore[operator]
+
+
+def test_every_grammar_of_ours_can_be_broken() -> None:
+    assert set(microworld_judge.BREAKS) == {r.grammar for r in RUBRICS.values()}
 
 
 @pytest.mark.usefixtures("numbers")
@@ -130,7 +189,7 @@ def test_through_the_real_path_with_the_real_world(tmp_path: Path) -> None:
     panels = [Panel(p, tuple(_response(p, i, t) for i, t in enumerate(texts))) for p in prompts]
     with Journal(tmp_path / "journal.sqlite") as journal:
         endpoint = ScriptedEndpoint(MODEL, lambda r: microworld_judge.answer(r, EXACT, 0), journal)
-        judgments = rank_many(panels, endpoint, ranking, seed=0)
+        judgments = [calls[-1] for calls in rank_many(panels, endpoint, ranking, seed=0)]
         duels = [Duel(p, "a", "b", texts[2], texts[3]) for p in prompts]
         comparisons = compare_many(duels, endpoint, ranking, seed=0)
     assert len(judgments) > 10

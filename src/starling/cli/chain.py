@@ -118,5 +118,6 @@ def plan(config: ConfigFile, until: Until = None, set_: Overrides = None, as_jso
         print()
         print_table(calls)
         print("\nprompt_tokens: estimate at 4 characters a token; completion_tokens: upper bound.")
+        print("further_calls: at most so many more, where calls fail and answers are empty or repeat one another.")
         print("Only models of the kind openai can cost money.")
         print(f"Calls answered before come from {settings.run.dir}/journal.sqlite and are not asked again.")

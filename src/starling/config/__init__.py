@@ -23,10 +23,8 @@ from starling.config.base import (
 )
 from starling.config.data import (
     DatasetSection,
-    FilePrompts,
-    MicroworldPrompts,
-    PromptSource,
-    PromptsSection,
+    PoolModel,
+    RankingMode,
     RankingSection,
     ResponsesSection,
 )
@@ -47,6 +45,15 @@ from starling.config.models import (
     RunSection,
     ServerModel,
 )
+from starling.config.prompts import (
+    BenchmarkSet,
+    DecontaminationSection,
+    FilePrompts,
+    MicroworldPrompts,
+    NearDuplicatesSection,
+    PromptSource,
+    PromptsSection,
+)
 from starling.config.training import (
     APA,
     PPO,
@@ -63,8 +70,10 @@ __all__ = [
     "PPO",
     "Algorithm",
     "AnthropicModel",
+    "BenchmarkSet",
     "Config",
     "DatasetSection",
+    "DecontaminationSection",
     "EvaluateSection",
     "FilePrompts",
     "KeySection",
@@ -74,13 +83,16 @@ __all__ = [
     "MicroworldSection",
     "MicroworldSpeaker",
     "Model",
+    "NearDuplicatesSection",
     "OpenAIModel",
     "OptimizerSection",
     "PolicySection",
+    "PoolModel",
     "Price",
     "PromptSource",
     "PromptsSection",
     "PublishSection",
+    "RankingMode",
     "RankingSection",
     "ResponsesSection",
     "RewardSection",
@@ -114,7 +126,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
-        named = [("responses.models", n) for n in (self.responses.models if self.responses else ())]
+        named = [("responses", n) for n in (self.responses.names if self.responses else ())]
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
         for where, name in named:
             if name not in self.models:
@@ -123,8 +135,10 @@ class Config(Section):
         for name in self.keys:
             if name not in used:
                 raise ValueError(f"[keys.{name}] is the api_key_env of no model{nearest(name, used)}")
-        if self.responses is not None and len(self.responses.models) < 2:
-            raise ValueError("responses.models needs at least two models: one answer cannot be ranked (K = 1)")
+        for member in self.responses.members if self.responses else ():
+            sampling = getattr(self.models[member.model], "sampling", None)
+            if member.samples > 1 and sampling is not None and sampling.temperature == 0:
+                raise ValueError(f"'{member.model}' is to draw {member.samples} answers, which are all the same at temperature 0")
         if self.microworld is None and (
             any(m.type.startswith("microworld") for m in self.models.values())
             or any(s.type == "microworld" for s in (self.prompts.sources if self.prompts else ()))

@@ -92,6 +92,9 @@ class ServerModel(Section):
         "Other parameters are another model to the journal.",
     )
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
+    system: str | None = Field(
+        default=None, description="System message before the prompts it answers (Starling: a persona); unused when it judges."
+    )
 
     @field_validator("extra")
     @classmethod
@@ -144,6 +147,9 @@ class LocalModel(Section):
     path: Path = Field(description="Folder of a causal language model with its tokenizer.")
     batch: int = Field(default=128, gt=0, description="Rows decoded together (measured: 128 is fastest on two cores).")
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
+    system: str | None = Field(
+        default=None, description="System message before the prompts it answers (Starling: a persona); unused when it judges."
+    )
 
 
 class MicroworldSpeaker(Section):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from starling.artifacts import write_records
+from starling.chat import with_system
 from starling.config import EvaluateSection, RankingSection
 from starling.endpoint import Endpoint, Request
 from starling.errors import InputError
@@ -68,6 +69,7 @@ def run(
     rankings: Sequence[RankedPrompt] = (),
     batch: int = 128,
     budget_tokens: int = 16_384,
+    systems: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the reward model and the tuned policy; see the module docstring.
 
@@ -86,6 +88,7 @@ def run(
             stage trained on them.
         batch: rows decoded together.
         budget_tokens: padded tokens scored together.
+        systems: system messages of the pool, by label.
 
     Returns:
         {"split", "prompts", "samples", "reward": …, "policy_reward", "length", "finished", "gold": …, "head_to_head": …};
@@ -95,7 +98,9 @@ def run(
         InputError: no prompt of the split.
     """
     held_out = _held_out(prompts, settings.split)
-    answers, left_out = _pool_answers(held_out, pool, progress) if world else (_ranked_answers(rankings), Counter[str]())
+    answers, left_out = _ranked_answers(rankings), Counter[str]()
+    if world:
+        answers, left_out = _pool_answers(held_out, pool, systems or {}, progress)
     drawn = _draw_both(held_out, base, tuned, settings, sampling, seed=seed, batch=batch, progress=progress)
     scored_answers, rows = _score_all(
         held_out, answers, drawn, reward, world=world, budget_tokens=budget_tokens, progress=progress
@@ -174,13 +179,14 @@ class _Drawn:
 
 
 def _pool_answers(
-    prompts: Sequence[Prompt], pool: Mapping[str, Endpoint], progress: Progress
+    prompts: Sequence[Prompt], pool: Mapping[str, Endpoint], systems: Mapping[str, str], progress: Progress
 ) -> tuple[list[_Answer], Counter[str]]:
     """Every pool member's answer to every prompt with its gold score; calls without an answer are counted by reason."""
     answers: list[_Answer] = []
     left_out: Counter[str] = Counter()
     for label, endpoint in pool.items():
-        requests = [Request(model=endpoint.model, messages=p.messages, purpose="respond") for p in prompts]
+        asked = [with_system(p.messages, systems.get(label)) for p in prompts]
+        requests = [Request(model=endpoint.model, messages=messages, purpose="respond") for messages in asked]
         progress.start(f"{label} answers held-out prompts", len(requests))
         for prompt, reply in zip(prompts, endpoint.complete_all(requests, progress), strict=True):
             if reply.finish not in (Finish.stop, Finish.length):

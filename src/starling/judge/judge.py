@@ -1,25 +1,32 @@
-"""Asking the judge: rank K answers in one call, or compare two; every failure is a named outcome.
+"""Asking the judge about many prompts, in the mode that the settings name; every failure is a named outcome.
 
 Source: Nectar's judge (one call per prompt, answers shuffled, all pairs listed in random order, then one ranking).
-Departures: pairs are flipped inside at random when the settings say so (the original kept them alphabetical, and the
-alphabetically first letter won too often); a reply that does not parse gets one more call under a fresh order and marker
-(the original dropped the row); refusals, truncations, over-long prompts and provider errors are kept and counted.
+Departures: other ways of asking (`starling.judge.modes`); several orders per prompt, all or only where the first ones left
+doubt; a reply that does not parse gets one more call under a fresh order and marker (the original dropped the row); refusals,
+truncations, over-long prompts and provider errors are kept and counted.
 
-Everything random here depends on (seed, prompt id, attempt) and the texts only, never on what else is judged or on a
+Calls are made in at most four rounds, each over before the next is planned: the first orders, what of it did not parse, further
+orders of contested prompts, what of these did not parse. Nothing of the size of all prompts or replies is in memory: panels are
+read anew for each pass, prompts are built when they are asked for, judgments wait on disk. What stays is a byte or two per call.
+
+Everything random here depends on (seed, prompt id, order, attempt) and the texts only, never on what else is judged or on a
 clock: running again sends the very same requests, so the journal answers them without a new call.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 from starling.config import RankingSection
 from starling.endpoint import Endpoint, Reply, Request
 from starling.errors import UsageError
-from starling.judge.rubric import STARLING, Rubric, build_prompt, nonce_is_free
+from starling.judge import merge, spill
+from starling.judge.modes import ATTEMPTS, Ask, Mode, asks, calls_per_order
+from starling.judge.rubric import NONCE_CHARS, Rubric, build_prompt, nonce_is_free, prompt_chars, rubric_of
 from starling.judge.verdict import LETTERS, Failure, Verdict, parse
 from starling.progress import SILENT, Progress
 from starling.records import (
@@ -33,8 +40,6 @@ from starling.records import (
     Response,
     content_hash,
 )
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -60,192 +65,289 @@ class Duel:
         return replace(self, a=self.b, b=self.a, text_a=self.text_b, text_b=self.text_a)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One judge call before it is sent: which answers are shown in which order, and the request (None when too long)."""
-
-    shown: tuple[int, ...]
-    pair_order: tuple[tuple[int, int], ...]
-    request: Request | None
-
-
-@dataclass(frozen=True)
-class _Result:
-    call: _Call
-    outcome: Outcome
-    reason: str
-    verdict: Verdict | None
-    call_id: str
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What both public functions reduce to: texts to compare under a conversation, shuffled or as given."""
-
-    prompt_id: str
-    messages: Messages
-    texts: tuple[str, ...]
-    shuffle: bool
-
-
 def rank_many(
-    items: Sequence[Panel],
+    panels: Iterable[Panel],
     endpoint: Endpoint,
     settings: RankingSection,
     seed: int,
     progress: Progress = SILENT,
-    rubric: Rubric = STARLING,
-) -> list[Judgment]:
-    """One judgment per panel, in order: one round of calls for all, then one more for what did not parse.
+    folder: Path | None = None,
+) -> Iterator[tuple[Judgment, ...]]:
+    """For each panel, in order, the judgments of all its calls; when the first is given, all calls have been made.
+
+    Args:
+        panels: gone through several times; may make its members anew each time.
+        endpoint: the judge.
+        settings: mode, orders, ties, retries and limits.
+        seed: of orders and markers.
+        progress: gets one piece of work per round.
+        folder: where judgments wait for the end, some 0.3 kB per call; the system's place for temporary files when None.
 
     Raises:
         UsageError: a panel with fewer than 2 or more than 12 responses, or with a response twice.
     """
-    for panel in items:
-        _check_panel(panel)
-    questions = [_Question(p.prompt.id, p.prompt.messages, tuple(r.text for r in p.responses), shuffle=True) for p in items]
-    results = _ask(questions, endpoint, settings, seed, progress, rubric, "judge")
-    judge, rubric_hash = endpoint.model.name, rubric.hash
-    return [_judgment(panel, result, judge, rubric_hash) for panel, result in zip(items, results, strict=True)]
+    how = _How.of(settings.mode, endpoint, settings, seed)
+    yield from _judge(panels, how, endpoint, settings.orders, settings.orders_if_contested, progress, "judge", folder)
 
 
 def compare_many(
-    items: Sequence[Duel],
-    endpoint: Endpoint,
-    settings: RankingSection,
-    seed: int,
-    progress: Progress = SILENT,
-    rubric: Rubric = STARLING,
+    items: Sequence[Duel], endpoint: Endpoint, settings: RankingSection, seed: int, progress: Progress = SILENT
 ) -> list[Comparison]:
-    """One comparison per duel, in order, with `a` shown first; a single call knows no ties."""
-    questions = [_Question(d.prompt.id, d.prompt.messages, (d.text_a, d.text_b), shuffle=False) for d in items]
-    results = _ask(questions, endpoint, settings, seed, progress, rubric, "compare")
+    """One comparison per duel, in order, with `a` shown first: one call each, whatever `settings.mode` is. There are ties only
+    with `settings.ties` = keep."""
+    how = _How.of("as_given", endpoint, settings, seed)
+    found = _judge([_panel_of(duel) for duel in items], how, endpoint, 1, None, progress, "compare", None)
     return [
-        Comparison(
-            prompt_id=duel.prompt.id,
-            a=duel.a,
-            b=duel.b,
-            winner=None if result.verdict is None else ("a", "b")[result.verdict.ranking[0]],
-            by="judge",
-            outcome=result.outcome,
-        )
-        for duel, result in zip(items, results, strict=True)
+        Comparison(prompt_id=duel.prompt.id, a=duel.a, b=duel.b, winner=_winner(calls[-1]), by="judge", outcome=calls[-1].outcome)
+        for duel, calls in zip(items, found, strict=True)
     ]
 
 
-# ── the calls ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _ask(
-    questions: Sequence[_Question],
-    endpoint: Endpoint,
-    settings: RankingSection,
-    seed: int,
-    progress: Progress,
-    rubric: Rubric,
-    what: str,
-) -> list[_Result]:
-    """All questions in one go; then, as often as the settings allow, those whose reply did not parse in another one."""
-    results: dict[int, _Result] = {}
-    model = endpoint.model.model_copy(
-        update={"sampling": endpoint.model.sampling.model_copy(update={"max_tokens": settings.max_tokens})}
+def _panel_of(duel: Duel) -> Panel:
+    sides = (("a", duel.a, duel.text_a), ("b", duel.b, duel.text_b))
+    return Panel(
+        duel.prompt,
+        tuple(
+            Response(id=side, prompt_id=duel.prompt.id, model=label, text=text, finish=Finish.stop, call_id="")
+            for side, label, text in sides
+        ),
     )
-    waiting = list(range(len(questions)))
-    for attempt in range(settings.retries + 1):
-        if not waiting:
-            break
-        calls = [_prepare(questions[i], model, settings, seed, attempt, rubric) for i in waiting]
-        requests = [call.request for call in calls if call.request is not None]
-        progress.start(what if attempt == 0 else f"{what} again", len(requests))
-        replies = iter(endpoint.complete_all(requests, progress))
-        for i, call in zip(waiting, calls, strict=True):
-            results[i] = _interpret(call, None if call.request is None else next(replies), rubric)
+
+
+def _winner(judgment: Judgment) -> Literal["a", "b", "tie"] | None:
+    if judgment.ranking is None:
+        return None
+    if judgment.tied:
+        return "tie"
+    return "a" if judgment.ranking[0] == "a" else "b"
+
+
+# ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is the same for all calls."""
+
+    mode: Mode
+    rubric: Rubric
+    model: ModelRef
+    seed: int
+    max_prompt_chars: int
+    attempts: int
+
+    @classmethod
+    def of(cls, mode: Mode, endpoint: Endpoint, settings: RankingSection, seed: int) -> _How:
+        rubric = rubric_of("internal_flipped" if mode == "as_given" else mode, settings.ties == "keep")
+        sampling = endpoint.model.sampling.model_copy(update={"max_tokens": settings.max_tokens})
+        model = endpoint.model.model_copy(update={"sampling": sampling})
+        return cls(mode, rubric, model, seed, settings.max_prompt_chars, 1 + settings.retries)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a round; `asked` is False where the prompt is too long to be sent."""
+
+    panel: Panel
+    ask: Ask
+    order: int
+    attempt: int
+    asked: bool
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Some orders of all panels, or of the chosen ones: a first round, and maybe one for what did not parse."""
+
+    orders: range
+    chosen: bytearray | None
+    """By panel: 1 = these orders are judged. None = all panels."""
+    files: tuple[Path, ...]
+    """The judgments of each round."""
+
+    def has(self, panel: int) -> bool:
+        return self.chosen is None or bool(self.chosen[panel])
+
+
+def _judge(
+    panels: Iterable[Panel],
+    how: _How,
+    endpoint: Endpoint,
+    orders: int,
+    orders_if_contested: int | None,
+    progress: Progress,
+    what: str,
+    folder: Path | None,
+) -> Iterator[tuple[Judgment, ...]]:
+    with TemporaryDirectory(prefix="calls-", dir=folder) as name:
+        files = [Path(name) / f"{i}.jsonl.gz" for i in range(2 * ATTEMPTS)]
+        phases = [_Phase(range(orders), None, tuple(files[: how.attempts]))]
+        sizes = _ask(panels, how, endpoint, phases[0], progress, what)
+        if orders_if_contested is not None:
+            chosen = bytearray(merge.contested(calls) for calls in _joined(sizes, how, phases))
+            more = _Phase(range(orders, orders_if_contested), chosen, tuple(files[ATTEMPTS : ATTEMPTS + how.attempts]))
+            _ask(panels, how, endpoint, more, progress, f"{what} contested")
+            phases.append(more)
+        yield from _joined(sizes, how, phases)
+
+
+def _ask(panels: Iterable[Panel], how: _How, endpoint: Endpoint, phase: _Phase, progress: Progress, what: str) -> bytearray:
+    """Make the calls of a phase and write their judgments; returns the number of responses of every panel."""
+    sizes, wanted = _survey(panels, how, phase)
+    for attempt, file in enumerate(phase.files):
+
+        def calls(wanted: bytearray = wanted, attempt: int = attempt) -> Iterator[_Call]:
+            return _calls(panels, how, phase, wanted, attempt)
+
+        requests = _Requests(calls, how, sum(wanted))
+        progress.start(f"{what} again" if attempt else what, len(requests))
+        replies = endpoint.ask_all(requests, progress) if len(requests) else iter(())
+        judgments = (_judgment(call, how, next(replies) if call.asked else None) for call in calls())
+        again = bytearray(len(wanted))
+        numbers = range(len(wanted)) if attempt == 0 else (n for n, asked in enumerate(wanted) if asked)
+        for n, judgment in zip(numbers, spill.write(file, judgments), strict=True):
+            again[n] = judgment.outcome is Outcome.unparsed
         progress.finish()
-        waiting = [i for i in waiting if results[i].outcome is Outcome.unparsed]
-    return [results[i] for i in range(len(questions))]
+        wanted = again
+    return sizes
 
 
-def _prepare(question: _Question, model: ModelRef, settings: RankingSection, seed: int, attempt: int, rubric: Rubric) -> _Call:
-    """Order, pairs and marker of one call, from content alone."""
-    k = len(question.texts)
-    draw = _Draw(content_hash(["judge", seed, question.prompt_id, attempt], 16))
-    shown = draw.shuffled(range(k)) if question.shuffle else tuple(range(k))
-    pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
-    if question.shuffle:
-        pairs = list(draw.shuffled(pairs))
-        if settings.flip_pairs:
-            pairs = [(b, a) if draw.coin() else (a, b) for a, b in pairs]
-    answers = tuple(question.texts[i] for i in shown)
-    nonce = _fresh_nonce(seed, attempt, question.messages, answers)
-    prompt = build_prompt(rubric, question.messages, answers, pairs, nonce)
-    if sum(len(message.content) for message in prompt) > settings.max_prompt_chars:
-        return _Call(shown, tuple(pairs), None)
-    return _Call(shown, tuple(pairs), Request(model=model, messages=prompt, purpose="judge"))
+def _survey(panels: Iterable[Panel], how: _How, phase: _Phase) -> tuple[bytearray, bytearray]:
+    """The size of every panel, and for every call of the phase whether its prompt is short enough (1) to be sent.
+
+    The length of a prompt depends on what is shown, not on the order.
+    """
+    sizes, wanted = bytearray(), bytearray()
+    for index, panel in enumerate(panels):
+        _check_panel(panel)
+        k = len(panel.responses)
+        sizes.append(k)
+        if phase.has(index):
+            one_order = asks(how.mode, k, how.seed, panel.prompt.id, 0, 0)
+            texts = [[panel.responses[i].text for i in ask.shown] for ask in one_order]
+            lengths = [
+                prompt_chars(how.rubric, panel.prompt.messages, shown, ask.pairs)
+                for shown, ask in zip(texts, one_order, strict=True)
+            ]
+            wanted.extend(bytes(length <= how.max_prompt_chars for length in lengths) * len(phase.orders))
+    return sizes, wanted
 
 
-def _fresh_nonce(seed: int, attempt: int, messages: Messages, answers: Sequence[str]) -> str:
-    """16 hex digits that depend on all the material, so nothing in the material can have known them."""
-    material = [seed, attempt, [[m.role, m.content] for m in messages], list(answers)]
+def _calls(panels: Iterable[Panel], how: _How, phase: _Phase, wanted: bytearray, attempt: int) -> Iterator[_Call]:
+    """The calls of a round: all of them at the first attempt, later those that are wanted."""
+    start = 0
+    for index, panel in enumerate(panels):
+        if not phase.has(index):
+            continue
+        k = len(panel.responses)
+        for order in phase.orders:
+            own = wanted[start : start + calls_per_order(how.mode, k)]
+            start += len(own)
+            if attempt == 0 or any(own):
+                for ask, asked in zip(asks(how.mode, k, how.seed, panel.prompt.id, order, attempt), own, strict=True):
+                    if attempt == 0 or asked:
+                        yield _Call(panel, ask, order, attempt, bool(asked))
+
+
+class _Requests(Collection[Request]):
+    """The requests of a round, built anew each time they are gone through."""
+
+    def __init__(self, calls: Callable[[], Iterator[_Call]], how: _How, count: int) -> None:
+        self._calls, self._how, self._count = calls, how, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Request]:
+        return (_request(call, self._how) for call in self._calls() if call.asked)
+
+    def __contains__(self, request: object) -> bool:
+        return any(request == one for one in self)
+
+
+def _joined(sizes: bytearray, how: _How, phases: Sequence[_Phase]) -> Iterator[tuple[Judgment, ...]]:
+    """The judgments of each panel from the files of all rounds: by order, a second attempt after its first."""
+    streams = [[spill.read(file, Judgment) for file in phase.files] for phase in phases]
+    for index, k in enumerate(sizes):
+        found: list[Judgment] = []
+        for phase, (first, *again) in zip(phases, streams, strict=True):
+            for _ in range(len(phase.orders) * calls_per_order(how.mode, k) if phase.has(index) else 0):
+                found.append(next(first))
+                if again and found[-1].outcome is Outcome.unparsed:
+                    found.append(next(again[0]))
+        yield tuple(found)
+
+
+# ── one call ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _request(call: _Call, how: _How) -> Request:
+    answers = tuple(call.panel.responses[i].text for i in call.ask.shown)
+    messages = call.panel.prompt.messages
+    nonce = _fresh_nonce(how.seed, call.order * ATTEMPTS + call.attempt, messages, answers)
+    prompt = build_prompt(how.rubric, messages, answers, call.ask.pairs, nonce)
+    return Request(model=how.model, messages=prompt, purpose="judge")
+
+
+def _fresh_nonce(seed: int, draw: int, messages: Messages, answers: Sequence[str]) -> str:
+    """Hex digits that depend on all the material, so nothing in the material can have known them."""
+    material = [seed, draw, [[m.role, m.content] for m in messages], list(answers)]
     round_ = 0
     while True:
-        nonce = content_hash(["marker", round_, *material], 16)
+        nonce = content_hash(["marker", round_, *material], NONCE_CHARS)
         if nonce_is_free(nonce, messages, answers):
             return nonce
         round_ += 1
 
 
-class _Draw:
-    """Random choices from a hash. Only `random()` is used: its stream for a given seed is fixed across Python versions."""
-
-    def __init__(self, digest: str) -> None:
-        self._random = random.Random(int(digest, 16)).random
-
-    def shuffled(self, items: Sequence[_T]) -> tuple[_T, ...]:
-        keyed = [(self._random(), index) for index in range(len(items))]
-        return tuple(items[index] for _, index in sorted(keyed))
-
-    def coin(self) -> bool:
-        return self._random() < 0.5
-
-
-def _interpret(call: _Call, reply: Reply | None, rubric: Rubric) -> _Result:
-    """What became of a call. Only a reply that ended by itself is parsed."""
+def _read(reply: Reply | None, k: int, rubric: Rubric) -> tuple[Outcome, str, Verdict | None]:
+    """What became of a call, why, and the verdict. Only a reply that ended by itself is parsed."""
     if reply is None:
-        return _Result(
-            call, Outcome.too_long, "the judge prompt is longer than ranking.max_prompt_chars; no call was made", None, ""
-        )
-    ended = {
-        Finish.error: (Outcome.provider_error, reply.error or "the provider gave no reply"),
-        Finish.refusal: (Outcome.refused, "the judge refused"),
-        Finish.length: (Outcome.truncated, "the judge's reply was cut at ranking.max_tokens"),
-    }
-    if reply.finish in ended:
-        return _Result(call, *ended[reply.finish], None, reply.call_id)
-    verdict = parse(reply.text, len(call.shown), rubric.grammar)
+        return Outcome.too_long, "the judge prompt is longer than ranking.max_prompt_chars; no call was made", None
+    if reply.finish is Finish.error:
+        reason = reply.error or "the provider gave no reply"
+        too_long = getattr(reply, "failure", None) == "context_length"
+        return (Outcome.too_long if too_long else Outcome.provider_error), reason, None
+    if reply.finish is Finish.refusal:
+        return Outcome.refused, "the judge refused", None
+    if reply.finish is Finish.length:
+        return Outcome.truncated, "the judge's reply was cut at ranking.max_tokens", None
+    verdict = parse(reply.text, k, rubric.grammar)
     if isinstance(verdict, Failure):
-        return _Result(call, Outcome.unparsed, str(verdict), None, reply.call_id)
-    return _Result(call, Outcome.ranked, "", verdict, reply.call_id)
+        return Outcome.unparsed, str(verdict), None
+    return Outcome.ranked, "", verdict
 
 
-def _judgment(panel: Panel, result: _Result, judge: str, rubric_hash: str) -> Judgment:
-    """The result in terms of response ids."""
-    shown = tuple(panel.responses[i].id for i in result.call.shown)
-    verdict = result.verdict
-    pairs = verdict.pairs if verdict is not None else ()
-    # Plain dicts for the pairs: validated once, inside the judgment; building 21 records first would double the cost.
-    fields = {
-        "prompt_id": panel.prompt.id,
-        "rubric": rubric_hash,
-        "judge": judge,
+def _judgment(call: _Call, how: _How, reply: Reply | None) -> Judgment:
+    """The call in terms of response ids."""
+    shown = tuple(call.panel.responses[i].id for i in call.ask.shown)
+    outcome, reason, verdict = _read(reply, len(shown), how.rubric)
+    # Plain values, validated once inside the judgment; building 21 records first would double the cost.
+    fields: dict[str, object] = {
+        "prompt_id": call.panel.prompt.id,
+        "rubric": how.rubric.hash,
+        "judge": how.model.name,
         "shown": shown,
-        "pair_order": tuple((shown[a], shown[b]) for a, b in result.call.pair_order),
-        "outcome": result.outcome,
-        "ranking": None if verdict is None else tuple(shown[i] for i in verdict.ranking),
-        "good_natured": None if verdict is None else verdict.good_natured,
-        "pair_verdicts": tuple({"first": shown[a], "second": shown[b], "winner": shown[w]} for a, b, w in pairs),
-        "call_id": result.call_id,
-        "reason": result.reason,
+        "pair_order": tuple((shown[a], shown[b]) for a, b in call.ask.pairs),
+        "outcome": outcome,
+        "ranking": None,
+        "good_natured": None,
+        "pair_verdicts": (),
+        "call_id": "" if reply is None else reply.call_id,
+        "reason": reason,
+        "mode": how.mode,
+        "order": call.order,
+        "attempt": call.attempt,
     }
+    if verdict is not None:
+        fields |= {
+            "ranking": tuple(shown[i] for i in verdict.ranking),
+            "good_natured": verdict.good_natured,
+            "pair_verdicts": tuple({"first": shown[a], "second": shown[b], "winner": shown[w]} for a, b, w in verdict.pairs),
+            "pair_ties": tuple((shown[a], shown[b]) for a, b in verdict.ties),
+            "tied": verdict.tied,
+            "score": verdict.score,
+        }
     return Judgment.model_validate(fields)
 
 

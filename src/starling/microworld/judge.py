@@ -1,9 +1,13 @@
 """The microworld's rubric judge: a scripted model behind an endpoint that reads the real judge prompt and answers in its grammar.
 
-It gets nothing but the text a real judge would get, parses conversation, answers and pairs back out of it, looks up how
-good each answer truly is in the microworld, and then errs like a judge: Gaussian noise per answer, a bonus for early
+It gets nothing but the text a real judge would get, parses rubric, conversation, answers and pairs back out of it, looks up
+how good each answer truly is in the microworld, and then errs like a judge: Gaussian noise per answer and call, a bonus for early
 positions, and now and then a reply that breaks the grammar. All of it depends on the seed and the prompt's text only.
 The bias model (linear in position) is a simplification of the first-place tables in the public ablations of Nectar's judge.
+
+What that means for the modes: shown two answers, the whole bonus goes to the first of them; shown one, there is no position
+and no bonus, only noise. Scores and ties see quality in ten equal steps from 0 to 1, so two answers in one step are equal to it.
+Within one reply its pair verdicts always follow its ranking; contradictions and circles come from noise between calls.
 """
 
 from __future__ import annotations
@@ -11,11 +15,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from itertools import combinations, groupby
 
 from starling.config import MicroworldJudge
 from starling.endpoint import Request
-from starling.judge.rubric import Material, read_prompt
-from starling.judge.verdict import Pair, Verdict, write_reply
+from starling.judge.rubric import Material, read_prompt, read_rubric
+from starling.judge.verdict import BEST_SCORE, FORMS, Form, Grammar, Pair, Verdict, write_reply
 from starling.microworld import world
 from starling.records import content_hash
 
@@ -23,21 +28,33 @@ Uniform = Callable[[], float]
 
 
 def answer(request: Request, settings: MicroworldJudge, seed: int) -> str:
-    """The judge's reply to a K-wise or 2-way judge prompt.
+    """The judge's reply to the judge prompt of any mode.
 
     Raises:
-        ValueError: the request is no judge prompt.
+        ValueError: the request is no judge prompt, or made with another rubric than Starling's.
     """
-    material = read_prompt(request.messages)
+    material, rubric = read_prompt(request.messages), read_rubric(request.messages)
     uniform = random.Random(int(content_hash([seed, request.messages[-1].content, request.sample], 16), 16)).random
     quality = perceived(material, settings, uniform)
-    order = sorted(range(len(quality)), key=lambda i: quality[i], reverse=True)
-    place = {position: rank for rank, position in enumerate(order)}
-    pairs: tuple[Pair, ...] = tuple((a, b, a if place[a] < place[b] else b) for a, b in material.pairs)
-    reply = write_reply(Verdict(tuple(order), world.good_natured(material.messages), pairs))
+    reply = write_reply(_verdict(material, quality, FORMS[rubric.grammar]), rubric.grammar)
     if uniform() < settings.malformed:
-        return BREAKS[int(uniform() * len(BREAKS))](reply)
+        breaks = BREAKS[rubric.grammar]
+        return breaks[int(uniform() * len(breaks))](reply)
     return reply
+
+
+def _verdict(material: Material, quality: list[tuple[float, float]], form: Form) -> Verdict:
+    """What a judge that sees this quality says in a reply of this form."""
+    order = sorted(range(len(quality)), key=lambda i: quality[i], reverse=True)
+    scores = [score_of(seen) for seen, _ in quality]
+    place = {position: rank for rank, position in enumerate(order)}
+    asked = material.pairs or (tuple(combinations(range(len(order)), 2)) if form.pairs else ())
+    equal = [(a, b) for a, b in asked if form.ties and scores[a] == scores[b]]
+    pairs: tuple[Pair, ...] = tuple((a, b, a if place[a] < place[b] else b) for a, b in asked if (a, b) not in equal)
+    sizes = tuple(len(list(group)) for _, group in groupby(order, key=scores.__getitem__))
+    tied = sizes if form.ties and len(sizes) < len(order) else ()
+    score = scores[0] if form.score else None
+    return Verdict(tuple(order), world.good_natured(material.messages), pairs, tuple(equal), tied, score)
 
 
 def perceived(material: Material, settings: MicroworldJudge, uniform: Uniform) -> list[tuple[float, float]]:
@@ -45,10 +62,15 @@ def perceived(material: Material, settings: MicroworldJudge, uniform: Uniform) -
     last = len(material.answers) - 1
     found: list[tuple[float, float]] = []
     for position, text in enumerate(material.answers):
-        bonus = settings.position_bias * (last - position) / last
+        bonus = settings.position_bias * (last - position) / last if last else 0.0
         score = world.gold(material.messages, text).score
         found.append((score + settings.noise * _normal(uniform) + bonus, uniform()))
     return found
+
+
+def score_of(seen: float) -> int:
+    """A perceived quality on the scale of scores: 1 below 0.1, 2 below 0.2, … 10 from 0.9 on."""
+    return min(max(math.floor(seen * BEST_SCORE) + 1, 1), BEST_SCORE)
 
 
 def _normal(uniform: Uniform) -> float:
@@ -67,6 +89,16 @@ def _repeated_letter(reply: str) -> str:
     return reply[:-3] + reply[reply.rindex("[") + 2] + reply[-2:]
 
 
+def _short_tied_ranking(reply: str) -> str:
+    return reply[: reply.rindex(" ") - 2]
+
+
+def _plain_list(reply: str) -> str:
+    """A judge that forgets how ties are written."""
+    head, _, ranking = reply.rpartition("Ranking: ")
+    return f"{head}Ranking: [{ranking.replace(' > ', ', ').replace(' = ', ', ')}]"
+
+
 def _prose_first(reply: str) -> str:
     return "Here is my evaluation of the answers.\n\n" + reply
 
@@ -75,13 +107,26 @@ def _prose_last(reply: str) -> str:
     return reply + "\nThe first answer is the most complete one."
 
 
-def _no_ranking(reply: str) -> str:
+def _no_last_line(reply: str) -> str:
     return reply[: reply.rindex("\n")]
 
 
 def _tie(reply: str) -> str:
-    head, pair, rest = reply.split("\n", 2)
+    head, pair, rest = (*reply.split("\n", 2), "")[:3]
     return "\n".join([head, pair[:-1] + "tie", rest])
+
+
+def _both_win(reply: str) -> str:
+    head, pair, rest = (*reply.split("\n", 2), "")[:3]
+    return "\n".join([head, pair.partition(":")[0] + ": both", rest])
+
+
+def _fraction(reply: str) -> str:
+    return reply + f"/{BEST_SCORE}"
+
+
+def _beyond_the_scale(reply: str) -> str:
+    return reply[: reply.rindex(" ")] + f" {BEST_SCORE + 1}"
 
 
 def _refusal(reply: str) -> str:
@@ -92,14 +137,16 @@ def _empty(reply: str) -> str:
     return ""
 
 
-BREAKS: tuple[Callable[[str], str], ...] = (
-    _short_ranking,
-    _repeated_letter,
-    _prose_first,
-    _prose_last,
-    _no_ranking,
-    _tie,
-    _refusal,
-    _empty,
-)
-"""The ways in which a malformed reply is made from a good one; none of them parses."""
+_ANYWHERE = (_prose_first, _prose_last, _no_last_line)
+_INSTEAD = (_refusal, _empty)
+
+BREAKS: dict[Grammar, tuple[Callable[[str], str], ...]] = {
+    Grammar.starling_1: (_short_ranking, _repeated_letter, *_ANYWHERE, _tie, *_INSTEAD),
+    Grammar.starling_1_ties: (_short_tied_ranking, _plain_list, *_ANYWHERE, _both_win, *_INSTEAD),
+    Grammar.rank_1: (_short_ranking, _repeated_letter, *_ANYWHERE, *_INSTEAD),
+    Grammar.rank_1_ties: (_short_tied_ranking, _plain_list, *_ANYWHERE, *_INSTEAD),
+    Grammar.pair_1: (*_ANYWHERE, _tie, _both_win, *_INSTEAD),
+    Grammar.pair_1_ties: (*_ANYWHERE, _both_win, *_INSTEAD),
+    Grammar.score_1: (*_ANYWHERE, _fraction, _beyond_the_scale, *_INSTEAD),
+}
+"""By grammar, the ways in which a malformed reply is made from a good one; none of them parses."""
