@@ -142,7 +142,8 @@ def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return " or ".join(_type(b, schema) for b in field["anyOf"] if b.get("type") != "null")
     if _definitions(field, schema):
         return "list of tables" if field.get("type") == "array" else "table"
-    kind = {"array": "list", "object": "table", "string": "text", "boolean": "true or false"}.get(field.get("type", ""), field.get("type", ""))
+    words = {"array": "list", "object": "table", "string": "text", "boolean": "true or false"}
+    kind = words.get(field.get("type", ""), field.get("type", ""))
     kind = "path" if field.get("format") == "path" else kind
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]

@@ -11,6 +11,7 @@ import math
 import random
 import sys
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from starling.evaluate import gold, head_to_head, reward_accuracy
 from starling.evaluate.rows import ANSWERS_FILE, COMPARISONS_FILE, REPLIES_FILE, EvaluatedPrompt, EvaluatedReply, ScoredAnswer
 from starling.journal import Journal
 from starling.microworld import judge, world
-from starling.records import Comparison, Finish, Judgment, ModelRef, Outcome, Prompt, Response
+from starling.records import Comparison, Finish, Judgment, MergedRanking, ModelRef, Outcome, PairSupport, Prompt, Response
 
 FLAWED = {"early": 0.95, "middle": 0.8, "hot": 0.75, "base": 0.6, "cool": 0.5, "clean": 0.1, "flawed": 1.0}
 SETTINGS: dict[str, Any] = {
@@ -42,10 +43,17 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+CHOSEN: dict[str, dict[str, Any]] = {
+    "responses": {"responses": SETTINGS["responses"], "pool": dict.fromkeys(FLAWED, SETTINGS["models"]["base"])},
+    "ranking": {"ranking": SETTINGS["ranking"], "judge": {"judge": SETTINGS["models"]["judge"]}},
+}
+"""What the stages' manifests say about the settings they read."""
+
+
 def stage(run: Path, name: str, fill: Any, *inputs: str) -> None:
     """One artifact whose folder `fill(draft)` fills."""
     lineage = {i: open_artifact(run, i).fingerprint for i in inputs}
-    with new_artifact(run, name, key=f"key-{name}", inputs=lineage, config={}) as draft:
+    with new_artifact(run, name, key=f"key-{name}", inputs=lineage, config=CHOSEN.get(name, {})) as draft:
         fill(draft)
 
 
@@ -92,13 +100,13 @@ def make(run: Path, *, until: str = "evaluate", prompts: int = 160, held_out: in
         ranked = ranking.rank(asked, answered, arbiter, RankingSection(judge="judge", retries=0), seed)
         judged.extend(ranked.judgments)
         write_records(draft.path / "judgments.parquet", judged, Judgment)
+        write_records(draft.path / "rankings.parquet", [merged(j) for j in judged], MergedRanking)
         draft.rows, draft.outcomes = len(judged), ranked.outcomes
 
     def fill_dataset(draft: Any) -> None:
-        assembled = nectar.assemble(asked, answered, judged, DatasetSection())
-        for split in ("train", "validation"):
-            nectar.write_nectar(draft.path / f"{split}.parquet", [r for r in assembled.rows if r.prompt.split == split])
-        draft.rows, draft.outcomes = len(assembled.rows), assembled.left_out
+        assembled = nectar.assemble(asked, answered, [merged(j) for j in judged], judged, DatasetSection())
+        draft.rows = nectar.write_splits(draft.path, assembled)
+        draft.outcomes = assembled.left_out
 
     steps = {
         "world": (fill_world,),
@@ -116,6 +124,26 @@ def make(run: Path, *, until: str = "evaluate", prompts: int = 160, held_out: in
             break
     journal.close()
     return run
+
+
+def merged(judgment: Judgment) -> MergedRanking:
+    """What one call about a prompt comes to, when it is the only one."""
+    won = {frozenset((v.first, v.second)): v.winner for v in judgment.pair_verdicts}
+    pairs = [
+        PairSupport(better=a, worse=b, support=float(won[frozenset((a, b))] == a), weight=1)
+        for a, b in combinations(judgment.ranking or (), 2)
+        if frozenset((a, b)) in won
+    ]
+    return MergedRanking(
+        prompt_id=judgment.prompt_id,
+        outcome=judgment.outcome,
+        tiers=tuple((i,) for i in judgment.ranking or ()),
+        good_natured=judgment.good_natured,
+        pairs=tuple(pairs),
+        contested=any(p.support < p.weight for p in pairs),
+        calls=(judgment.call_id,),
+        reason=judgment.reason,
+    )
 
 
 def _speak(flawed: float, request: Request) -> str | Reply:

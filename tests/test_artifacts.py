@@ -30,6 +30,7 @@ PROMPT = rec.Prompt.make((rec.Message(role="system", content=""), USER), ("a", "
 SUPPORT = rec.PairSupport(better="x", worse="y", support=0.5, weight=2)
 PAIR = rec.RankedPair(better=0, worse=1, confidence=0.25, weight=2)
 VERDICT = rec.PairVerdict(first="x", second="y", winner="y")
+PLACED = rec.PlacedVerdict(first=1, second=0, winner=0)
 
 
 def judgment(**changes: Any) -> rec.Judgment:
@@ -72,7 +73,11 @@ SAMPLES: dict[type[Record], list[Record]] = {
         ),
     ],
     rec.RankedPair: [PAIR],
-    rec.RankedPrompt: [ranked(), ranked(good_natured=True, lineage={}), ranked(pairs=(PAIR,))],
+    rec.PlacedVerdict: [PLACED],
+    rec.RankedPrompt: [
+        ranked(), ranked(good_natured=True, lineage={}), ranked(pairs=(PAIR,)),
+        ranked(verdicts=(PLACED,), contested=True, judge_calls=3),
+    ],
     rec.Comparison: [
         rec.Comparison(prompt_id="p", a="a", b="b", winner="tie", by="human", outcome=rec.Outcome.ranked),
         rec.Comparison(prompt_id="p", a="a", b="b", winner=None, by="judge", outcome=rec.Outcome.refused),
@@ -134,6 +139,15 @@ def test_more_rows_than_one_group(tmp_path: Path) -> None:
     write_records(tmp_path / "a", rows, rec.Score)
     assert read_records(tmp_path / "a", rec.Score) == rows
     assert pq.ParquetFile(tmp_path / "a").num_row_groups == 3
+
+
+def test_long_texts_make_smaller_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "CHARS_PER_GROUP", 100)
+    rows = [rec.Message(role="user", content="x" * n) for n in (10, 200, 40, 40, 40, 1)]
+    write_records(tmp_path / "a", rows, rec.Message)
+    assert read_records(tmp_path / "a", rec.Message) == rows
+    file = pq.ParquetFile(tmp_path / "a")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 3, 1]
 
 
 def test_half_a_character_is_named_with_its_row(tmp_path: Path) -> None:

@@ -149,13 +149,14 @@ def test_plan_counts_the_calls_by_hand(run: Run, tmp_path: Path) -> None:
     code, out, err = run("plan", MICRO, "--json", "--set", f"run.dir={tmp_path / 'r'}", "--set", source, *none)
     assert code == 0, err
     calls = {(c["stage"], c["model"]): c for c in json.loads(out)["calls"]}
-    assert {k: c["calls"] for k, c in calls.items()} == {
+    assert {k: (c["calls"] if c["calls"] == c["expected"]["calls"] else None) for k, c in calls.items()} == {
         ("responses", "base"): 2, ("responses", "clean"): 2, ("responses", "early"): 2, ("ranking", "judge"): 2,
         ("evaluate", "judge"): 0,
     }  # fmt: skip
-    assert calls["responses", "base"]["prompt_tokens"] == 2 * (4 // 4 + 1)
-    assert calls["responses", "base"]["completion_tokens"] == 2 * 12
-    assert calls["ranking", "judge"]["completion_tokens"] == 2 * 1024
+    assert calls["responses", "base"]["expected"]["prompt_tokens"] == 2 * (4 // 4 + 1)
+    assert calls["responses", "base"]["most"]["completion_tokens"] == 2 * 12
+    assert calls["ranking", "judge"]["expected"]["completion_tokens"] == 2 * 250
+    assert calls["ranking", "judge"]["most"]["completion_tokens"] == 2 * 2 * 1024
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.jsonl"], "planning writes nothing"
 
 
@@ -249,8 +250,24 @@ def test_show_prints_lineage_rows_and_outcomes(run: Run, tmp_path: Path) -> None
     assert shown["sample"][0]["messages"][-1]["role"] == "user"
     code, _, err = run("show", tmp_path / "r" / "prompts", "--outcome", "unparsed")
     assert code == 2
-    assert "rows here have: no outcomes" in err
+    assert "rows here have: over_train_limit" in err
+    code, out, _ = run("show", tmp_path / "r" / "prompts", "--outcome", "over_train_limit", "--rows", "1", "--json")
+    assert code == 0
+    [dropped] = json.loads(out)["sample"]
+    assert (dropped["outcome"], dropped["source"].split("/")[0]) == ("over_train_limit", "microworld")
     assert run("show", tmp_path / "r" / "ranking")[0] == 1
+
+
+def test_prompts_prints_what_became_of_the_rows(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Why is it blue?"}\n{"prompt": "why is it blue"}\n{"x": 1}\n', "utf-8")
+    source = f'{{ type = "file", path = "{tmp_path / "a.jsonl"}", name = "a" }}'
+    (tmp_path / "a.toml").write_text(f'[run]\ndir = "{tmp_path / "r"}"\n[prompts]\nsources = [{source}]\n', "utf-8")
+    code, out, err = run("prompts", tmp_path / "a.toml")
+    assert code == 0, err
+    assert [line.split() for line in out.splitlines() if line][-3:-1] == [["duplicate", "1"], ["no_prompt", "1"]]
+    assert json.loads(run("prompts", tmp_path / "a.toml", "--json")[1])["outcomes"] == {"duplicate": 1, "no_prompt": 1}
+    code, out, _ = run("show", tmp_path / "r" / "prompts", "--outcome", "duplicate", "--json")
+    assert (code, [row["row"] for row in json.loads(out)["sample"]]) == (0, [2])
 
 
 # ── chat and score ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -30,6 +30,18 @@ def test_a_folder_counts_by_names_and_contents_not_by_place(tmp_path: Path) -> N
     assert content_of(tmp_path / "y") != same
 
 
+def test_a_glob_counts_by_the_names_and_contents_of_its_files(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_bytes(b"1")
+        (tmp_path / name / "b.txt").write_bytes(name.encode())
+    same = content_of(tmp_path / "x" / "*.jsonl")
+    assert content_of(tmp_path / "y" / "*.jsonl") == same
+    (tmp_path / "y" / "b.jsonl").write_bytes(b"2")
+    assert content_of(tmp_path / "y" / "*.jsonl") != same
+    assert content_of(tmp_path / "x" / "*.csv") == MISSING
+
+
 def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
     assert content_of(tmp_path / "none") == MISSING
 

@@ -7,16 +7,19 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from starling import pipeline
-from starling.artifacts import open_artifact
+from starling.artifacts import new_artifact, open_artifact
 from starling.config import Config, load_config
 from starling.errors import ArtifactError, ConfigError, InputError, TrainingError, UsageError
 from starling.pipeline import Job
+from starling.progress import SILENT
+from starling.serving import Endpoints
 
 MICRO = Path(__file__).parent / "e2e" / "micro.toml"
 ALL = [s.name for s in pipeline.STAGES]
@@ -161,6 +164,24 @@ def test_files_count_by_content_not_by_place(settings: Callable[..., Config], di
     assert set(states(with_file("b.jsonl", '{"prompt": "Hi"}\n')).values()) == {"done"}
     assert states(with_file("a.jsonl", '{"prompt": "Hello"}\n'))["prompts"] == "stale"
     assert states(with_file("a.jsonl", '{"prompt": "Hello"}\n'))["world"] == "done"
+
+
+def test_shards_and_benchmarks_count_by_content_too(settings: Callable[..., Config], did: list[str], tmp_path: Path) -> None:
+    def config(folder: Path) -> Config:
+        sources = f'[{{type = "file", name = "a", path = ["{folder}/*.jsonl", "{folder}/b.csv"]}}]'
+        sets = f'{{sets = [{{name = "s", path = "{folder}/b.csv"}}]}}'
+        return settings(f"prompts.sources={sources}", f"prompts.decontamination={sets}")
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text("a", "utf-8")
+        (tmp_path / name / "b.csv").write_text("b", "utf-8")
+    pipeline.run(config(tmp_path / "one"), "prompts")
+    assert states(config(tmp_path / "two"))["prompts"] == "done"
+    (tmp_path / "two" / "c.jsonl").write_text("c", "utf-8")
+    assert states(config(tmp_path / "two"))["prompts"] == "stale"
+    (tmp_path / "one" / "b.csv").write_text("c", "utf-8")
+    assert states(config(tmp_path / "one"))["prompts"] == "stale"
 
 
 def test_keys_do_not_depend_on_the_run_directory(tmp_path: Path) -> None:
@@ -346,3 +367,36 @@ def test_a_run_directory_that_cannot_be_made_is_refused(settings: Callable[..., 
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(UsageError, match="cannot be written"):
         pipeline.run(load_config(MICRO, (f"run.dir={tmp_path / 'file' / 'run'}",)))
+
+
+# ── rows for training ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rankings_with_ties_are_no_order_to_learn_from(
+    settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The reward stage leaves them out by name; an evaluation keeps them."""
+    from starling import nectar
+    from starling.records import Message, Prompt, RankedAnswer, RankedPrompt
+
+    def row(split: str, *ranks: float) -> RankedPrompt:
+        answers = tuple(RankedAnswer(answer=str(i), model="m", rank=r) for i, r in enumerate(ranks))
+        prompt = Prompt.make((Message(role="user", content=f"{split}{ranks}"),), ("s",), split)
+        return RankedPrompt(prompt=prompt, answers=answers, good_natured=True)
+
+    rows = [row("train", 1, 2, 3), row("train", 1, 1, 3), row("train", 1, 2), row("validation", 1, 1), row("test", 1, 1)]
+    with new_artifact(tmp_path / "run", "dataset", key="k", inputs={}, config={}) as draft:
+        nectar.write_splits(draft.path, rows)
+    seen: list[list[RankedPrompt]] = []
+    fake = types.ModuleType("starling.reward.train")
+    fake.train = lambda train, held_out, **rest: seen.extend([train, held_out]) or {"steps": 1.0}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "starling.reward.train", fake)
+    monkeypatch.setattr("starling.reward.train", fake, raising=False)
+    monkeypatch.setattr(Job, "prepare_torch", lambda job: None)
+    monkeypatch.setattr(Job, "model_folder", lambda job, name: tmp_path)
+    with new_artifact(tmp_path / "run", "reward", key="k", inputs={}, config={}) as draft, Endpoints(settings()) as endpoints:
+        job = Job(config=settings(), stage="reward", key="k", draft=draft, endpoints=endpoints, progress=SILENT)
+        pipeline._reward(job)
+        assert (draft.rows, draft.outcomes) == (2, {"tied": 2})
+    assert [[len(r.answers) for r in part] for part in seen] == [[3, 2], []]
+    assert [r.tied for r in pipeline._held_out_rankings(job, "test")] == [True]

@@ -158,6 +158,16 @@ def test_pairs_of_a_ranked_prompt_name_answers_that_are_there() -> None:
             RankedPrompt.model_validate(row.model_dump() | {"pairs": (broken,)})
 
 
+def test_verdicts_of_a_ranked_prompt_name_answers_that_are_there() -> None:
+    row = ranked(1, 2).model_dump()
+    assert RankedPrompt.model_validate(row | {"verdicts": ({"first": 1, "second": 0, "winner": 0},)}).verdicts[0].winner == 0
+    tie = {"first": 1, "second": 0, "winner": None}
+    assert RankedPrompt.model_validate(row | {"verdicts": (tie,)}).verdicts[0].winner is None
+    for first, second, winner in ((0, 2, 0), (1, 1, 1), (0, 1, 2), (1, 1, None)):
+        with pytest.raises(ValidationError, match=r"not there|different members"):
+            RankedPrompt.model_validate(row | {"verdicts": ({"first": first, "second": second, "winner": winner},)})
+
+
 def merged(**changes: Any) -> MergedRanking:
     given: dict[str, Any] = {
         "prompt_id": "p", "outcome": "ranked", "tiers": (("a",), ("b", "c")), "good_natured": True,

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starling.artifacts import RecordFile, new_artifact, read_records, write_records
-from starling.config import ResponsesSection, load_config
+from starling.config import Config, ResponsesSection, load_config
 from starling.endpoint import BatchEndpoint, Endpoint, Reply, Request, ScriptedEndpoint
 from starling.errors import ArtifactError, ConfigError
 from starling.journal import Journal
-from starling.plan import plan
+from starling.plan import Calls, asked_prompts, count
 from starling.records import Finish, FoundAnswer, Message, ModelRef, Prompt, Response, Sampling, content_hash
 from starling.responses import Ask, Collected, Fate, Step, collect, most_asks, next_asks, slots_of
 
@@ -220,6 +220,10 @@ c = { type = "openai", base_url = "http://127.0.0.1:1/v1", name = "c", sampling 
 """
 
 
+def planned(config: Config, stages: list[str]) -> list[Calls]:
+    return count(config, stages, asked_prompts(config, stages))
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -276,7 +280,7 @@ def test_the_plan_counts_calls_by_model(tmp_path: Path, monkeypatch: pytest.Monk
     pool = 'pool = [{ model = "a" }, { model = "b", share = 0.5, fallback = ["c"] }]\nfillers = ["c"]\nk = 2'
     Path("c.toml").write_text(TOML + pool)
     config = load_config(Path("c.toml"))
-    a, b, c = plan(config, ["responses"])
+    a, b, c = planned(config, ["prompts", "responses"])
     assert [x.model for x in (a, b, c)] == ["a", "b", "c"]
     assert (a.calls, a.further_calls) == (1000, 2000)
     assert 440 < b.calls < 560
@@ -297,9 +301,9 @@ def test_found_answers_save_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with new_artifact(config.run.dir, "prompts", key="k", inputs={}, config={}) as draft:
         write_records(draft.path / "prompts.parquet", prompts, Prompt)
         write_records(draft.path / "answers.parquet", found(prompts[1], "x") + found(prompts[2], *"xyz"), FoundAnswer)
-    assert sum(c.calls for c in plan(config, ["responses"])) == 6
-    assert sum(c.calls + c.further_calls for c in plan(config, ["responses"])) == 9
-    assert sum(c.calls for c in plan(config, ["prompts", "responses"])) == 9, "before the prompts stage none are known"
+    assert sum(c.calls for c in planned(config, ["responses"])) == 6
+    assert sum(c.calls + c.further_calls for c in planned(config, ["responses"])) == 9
+    assert sum(c.calls for c in planned(config, ["prompts", "responses"])) == 9, "before the prompts stage none are known"
 
 
 # ── what is collected ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,6 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -42,7 +41,11 @@ MANIFEST = "manifest.json"
 R = TypeVar("R", bound=Record)
 
 ROWS_PER_GROUP = 4096
-"""Rows that are in memory at once while records are written."""
+"""Most rows that are in memory at once while records are written."""
+
+CHARS_PER_GROUP = 64_000_000
+"""Most characters of text in memory at once while records are written: a server may send answers of 2 MB."""
+
 AGAIN = "run the stage that makes it again (delete its folder, then `starling run`)"
 
 
@@ -125,7 +128,8 @@ def _uncell(value: Any, kind: Any) -> Any:
 
 
 def write_records(path: Path, records: Iterable[R], cls: type[R]) -> int:
-    """Write records as one parquet file, in their order; the same records give the same bytes. Holds 4,096 rows at a time.
+    """Write records as one parquet file, in their order; the same records give the same bytes. Holds
+    4,096 rows at a time, or fewer where their texts are long.
 
     Returns:
         How many records were written.
@@ -141,7 +145,7 @@ def write_records(path: Path, records: Iterable[R], cls: type[R]) -> int:
     source, written = iter(records), 0
     try:
         with pq.ParquetWriter(path, schema, compression="zstd", version="2.6") as writer:
-            while rows := [_row(record) for record in islice(source, ROWS_PER_GROUP)]:
+            while rows := _next_group(source):
                 writer.write_table(_table(rows, schema, written, path), row_group_size=ROWS_PER_GROUP)
                 written += len(rows)
             if not written:
@@ -150,6 +154,25 @@ def write_records(path: Path, records: Iterable[R], cls: type[R]) -> int:
         path.unlink(missing_ok=True)
         raise
     return written
+
+
+def _next_group(source: Iterator[Record]) -> list[dict[str, Any]]:
+    """The next rows that fit into one group: so many of them, or so many characters of text; always at least one."""
+    rows: list[dict[str, Any]] = []
+    chars = 0
+    for record in source:
+        rows.append(_row(record))
+        chars += _chars(rows[-1])
+        if len(rows) >= ROWS_PER_GROUP or chars >= CHARS_PER_GROUP:
+            break
+    return rows
+
+
+def _chars(cell: Any) -> int:
+    if isinstance(cell, str):
+        return len(cell)
+    parts = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list) else ()
+    return sum(map(_chars, parts))
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema, start: int, path: Path) -> pa.Table:
@@ -202,7 +225,8 @@ class RecordFile(Collection[R]):
         import pyarrow.parquet as pq
 
         number = 0
-        with self._errors(), pq.ParquetFile(self._path, pre_buffer=False) as file:  # a buffer would keep all that was read
+        # Without pre-buffering, which keeps every column that was read until the file is closed (measured in rows.py).
+        with self._errors(), pq.ParquetFile(self._path, buffer_size=1 << 20, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=ROWS_PER_GROUP // 4):
                 for row in batch.to_pylist():
                     yield self._record(number, row)

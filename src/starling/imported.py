@@ -1,20 +1,21 @@
 """Datasets that others made, as artifacts: read once with every change and rejection counted, then trained on.
 
-    <folder>/rankings.parquet   the accepted rows in the public schema
-    <folder>/rejected.jsonl     one line per rejected row: its number, the reason, a detail
-    <folder>/manifest.json      counts by reason, the source file's content hash
+<folder>/rankings.parquet   the accepted rows in the public schema
+<folder>/rejected.jsonl     one line per rejected row: its number, the reason, a detail
+<folder>/manifest.json      counts by reason, the source file's content hash
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from starling.artifacts import MANIFEST, Artifact, new_artifact, open_artifact
 from starling.chat import split_of
 from starling.content import content_of
 from starling.errors import UsageError
-from starling.nectar import ImportReport, import_nectar, read_nectar, write_nectar
+from starling.nectar import NectarFile, NectarImport, Rejected, write_nectar
 from starling.records import RankedPrompt, content_hash
 from starling.rundir import WORK_FOLDER, remove_empty
 
@@ -24,8 +25,10 @@ ROWS_FILE = "rankings.parquet"
 def import_file(file: Path, out: Path) -> Artifact:
     """Import a Nectar-schema file into the folder `out`; an earlier import there is replaced.
 
+    Row by row, so that a file of any length fits into memory.
+
     Raises:
-        InputError: the file cannot be read, or not one of its rows is usable. Nothing is written.
+        InputError: the file cannot be read, or not one of its rows is usable. Nothing is left behind.
         UsageError: `out` holds something that is no import.
     """
     if out.exists() and not (out / MANIFEST).is_file():
@@ -34,25 +37,28 @@ def import_file(file: Path, out: Path) -> Artifact:
             where=str(out),
             cure="name a folder that does not exist yet",
         )
-    rows, found = import_nectar(file)
     folder = out.resolve()
+    made = [parent for parent in folder.parents if not parent.exists()]
     source = {"file": file.name, "content": content_of(file)}
     try:
         with new_artifact(folder.parent, folder.name, key=content_hash(source, 16), inputs={}, config=source) as draft:
-            write_nectar(draft.path / ROWS_FILE, rows)
-            rejected = [{"row": r.row, "reason": r.reason, "detail": r.detail} for r in found.rejected]
-            lines = "".join(json.dumps(r, ensure_ascii=True) + "\n" for r in rejected)
-            (draft.path / "rejected.jsonl").write_text(lines, encoding="utf-8")
-            draft.rows = len(rows)
-            draft.outcomes.update(outcomes_of(found))
+            with (draft.path / "rejected.jsonl").open("w", encoding="utf-8") as rejected:
+
+                def reject(row: Rejected) -> None:
+                    line = {"row": row.row, "reason": row.reason, "detail": row.detail}
+                    rejected.write(json.dumps(line, ensure_ascii=True) + "\n")
+
+                rows = NectarImport(file, reject)
+                draft.rows = write_nectar(draft.path / ROWS_FILE, rows)
+            draft.outcomes.update(outcomes_of(rows))
     finally:
-        remove_empty([folder.parent / WORK_FOLDER])
+        remove_empty([folder.parent / WORK_FOLDER, *made])
     return open_artifact(folder.parent, folder.name)
 
 
-def outcomes_of(found: ImportReport) -> dict[str, int]:
+def outcomes_of(found: NectarImport) -> dict[str, int]:
     """Counts by reason: rejected rows as `rejected/tied`, changed ones as `changed/answers_sorted`."""
-    rejected = {f"rejected/{reason}": n for reason, n in found.rejected_by_reason.items()}
+    rejected = {f"rejected/{reason}": n for reason, n in sorted(found.rejected.items())}
     return rejected | {f"changed/{reason}": n for reason, n in sorted(found.changed.items())}
 
 
@@ -67,14 +73,16 @@ def load(data: Path, validation_fraction: float) -> tuple[list[RankedPrompt], li
         InputError: the file cannot be read, or no row of it is usable.
         ArtifactError: the folder is no whole import.
     """
+    rows: Iterable[RankedPrompt]
     if data.is_dir():
         folder = data.resolve()
         artifact = open_artifact(folder.parent, folder.name)
-        rows, outcomes = read_nectar(artifact.path / ROWS_FILE), artifact.outcomes
+        rows, outcomes = NectarFile(artifact.path / ROWS_FILE), dict(artifact.outcomes)
     else:
-        rows, found = import_nectar(data)
-        outcomes = outcomes_of(found)
+        rows, outcomes = NectarImport(data), {}
     sides: dict[str, list[RankedPrompt]] = {"train": [], "validation": []}
     for row in rows:
         sides[split_of(row.prompt.messages, validation=validation_fraction, test=0.0)].append(row)
-    return sides["train"], sides["validation"], dict(outcomes)
+    if isinstance(rows, NectarImport):
+        outcomes = outcomes_of(rows)
+    return sides["train"], sides["validation"], outcomes

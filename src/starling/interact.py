@@ -141,7 +141,7 @@ def artifact_rows(artifact: Artifact, outcome: str | None, limit: int) -> list[d
     """
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for name in sorted(artifact.files):
+    for name in sorted(artifact.files, key=lambda name: (name != f"{artifact.stage}.parquet", name)):  # the main table first
         if not name.endswith(".parquet"):
             continue
         for row in _table(artifact.path / name):

@@ -55,7 +55,8 @@ class Stage:
     inputs: tuple[str, ...]
     """Stages whose artifacts it reads, where the settings make it read them (`inputs_of`)."""
     sections: tuple[str, ...]
-    """Settings it reads, dotted; `pool` and `judge` stand for the models that responses and ranking name."""
+    """Settings it reads, dotted; `pool` and `judge` stand for the models that responses and ranking name, `prices` for
+    what those under [models] cost."""
 
 
 # ── dependencies ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -101,6 +102,9 @@ def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
             value: Any = {name: _dump(config.models[name]) for name in (config.responses.names if config.responses else ())}
         elif section == "judge":
             value = {config.ranking.judge: _dump(config.models[config.ranking.judge])} if config.ranking else None
+        elif section == "prices":
+            priced = {name: getattr(model, "price", None) for name, model in config.models.items()}
+            value = {name: _dump(price) for name, price in priced.items() if price is not None}
         else:
             value = config
             for part in section.split("."):

@@ -31,9 +31,9 @@ from starling.errors import ConfigError, UsageError
 from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status
 from starling.plan import check
 from starling.progress import SILENT, Progress
-from starling.records import FoundAnswer, Judgment, Prompt, RankedPrompt, Response
+from starling.records import FoundAnswer, Judgment, MergedRanking, Prompt, RankedPrompt, Response
 from starling.rundir import WORK_FOLDER, Stopwatch, locked
-from starling.serving import Endpoints, systems_of
+from starling.serving import Endpoints
 
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.json"
@@ -131,7 +131,7 @@ def _responses(job: Job) -> None:
         out=job.draft.path / "responses.parquet",
         scratch=job.scratch,
         seed=job.seed,
-        systems=systems_of(job.config),
+        systems=job.config.systems,
         found=RecordFile(job.path("prompts") / "answers.parquet", FoundAnswer) if settings.use_found else (),
         progress=job.progress,
     )
@@ -167,15 +167,17 @@ class _InSplits(Iterable[Prompt]):
 
 
 def _dataset(job: Job) -> None:
-    collected = read_records(job.path("responses") / "responses.parquet", Response)
-    judgments = read_records(job.path("ranking") / ranking.JUDGMENTS_FILE, Judgment)
-    last_words = list({j.prompt_id: j for j in judgments}.values())
-    assembled = nectar.assemble(job.prompts(), collected, last_words, job.config.dataset)
-    for split in ("train", "validation", "test"):
-        rows = [row for row in assembled.rows if row.prompt.split == split]
-        if rows or split == "train":
-            nectar.write_nectar(job.draft.path / f"{split}.parquet", rows)
-    job.draft.rows = len(assembled.rows)
+    ranked = job.path("ranking")
+    rankings = RecordFile(ranked / ranking.RANKINGS_FILE, MergedRanking)
+    assembled = nectar.assemble(
+        RecordFile(job.path("prompts") / "prompts.parquet", Prompt),
+        RecordFile(job.path("responses") / "responses.parquet", Response),
+        rankings,
+        RecordFile(ranked / ranking.JUDGMENTS_FILE, Judgment),
+        job.config.dataset,
+    )
+    job.progress.start("dataset", len(rankings))
+    job.draft.rows = nectar.write_splits(job.draft.path, assembled, job.progress)
     job.draft.outcomes.update(assembled.left_out)
 
 
@@ -187,7 +189,10 @@ def _reward(job: Job) -> None:
         train_rows, validation_rows, outcomes = imported.load(settings.data, settings.validation_fraction)
         job.draft.outcomes.update(outcomes)
     else:
-        train_rows, validation_rows = _dataset_rows(job, "train"), _dataset_rows(job, "validation")
+        train_rows, tied = _dataset_rows(job, "train")
+        validation_rows, tied_held_out = _dataset_rows(job, "validation")
+        if tied + tied_held_out:
+            job.draft.outcomes["tied"] = tied + tied_held_out
     job.prepare_torch()
     metrics = train.train(
         train_rows,
@@ -203,9 +208,14 @@ def _reward(job: Job) -> None:
     job.draft.metrics.update(metrics)
 
 
-def _dataset_rows(job: Job, split: str) -> list[RankedPrompt]:
+def _dataset_rows(job: Job, split: str) -> tuple[list[RankedPrompt], int]:
+    """The rows of a split whose answers are in a strict order, which is what the losses learn from, and how many are not."""
     file = job.path("dataset") / f"{split}.parquet"
-    return list(nectar.read_nectar(file)) if file.exists() else []
+    if not file.exists():
+        return [], 0
+    rows = nectar.NectarFile(file)
+    strict = [row for row in rows if not row.tied]
+    return strict, len(rows) - len(strict)
 
 
 def _policy(job: Job) -> None:
@@ -237,6 +247,12 @@ def _gold_of(asked: Sequence[Prompt], texts: Sequence[str], finished: Sequence[b
     return {"gold": sum(scores) / len(scores)}
 
 
+def _held_out_rankings(job: Job, split: str) -> list[RankedPrompt]:
+    """The rows of a split with their ties: equal ranks are equal truth."""
+    file = job.path("dataset") / f"{split}.parquet"
+    return list(nectar.NectarFile(file)) if file.exists() else []
+
+
 def _evaluate(job: Job) -> None:
     from starling import evaluate
 
@@ -245,7 +261,7 @@ def _evaluate(job: Job) -> None:
     metrics = evaluate.run(
         job.prompts(),
         pool=job.endpoints.pool(),
-        systems=systems_of(config),
+        systems=config.systems,
         judge=job.endpoints.judge(),
         base=job.model_folder(config.policy.base),
         tuned=job.path("policy"),
@@ -257,7 +273,7 @@ def _evaluate(job: Job) -> None:
         progress=job.progress,
         out=job.draft.path,
         sampling=config.policy.sampling,
-        rankings=[] if config.reward.data is not None else _dataset_rows(job, config.evaluate.split),
+        rankings=() if config.reward.data is not None else _held_out_rankings(job, config.evaluate.split),
         batch=config.policy.sample_batch,
         budget_tokens=config.reward.micro_tokens,
     )
@@ -274,7 +290,7 @@ def _report(job: Job) -> None:
 def _publish(job: Job) -> None:
     from starling import publish
 
-    publish.write(job.config.run.dir, job.draft.path, job.config.publish)
+    publish.write(job.config.run.dir, job.draft.path, job.config.publish, job.config.models)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -298,7 +314,7 @@ STAGES: tuple[Stage, ...] = (
         "report", "write the report", _report,
         ("prompts", "responses", "ranking", "dataset", "reward", "policy", "evaluate"), (),
     ),
-    Stage("publish", "write the cards", _publish, ("dataset", "reward", "policy", "evaluate"), ("publish",)),
+    Stage("publish", "write the cards", _publish, ("dataset", "reward", "policy", "evaluate"), ("publish", "prices")),
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -336,7 +352,7 @@ def needed(config: Config, until: str | None = None) -> tuple[Stage, ...]:
 
 def _require_sections(stage: Stage, config: Config) -> None:
     """Raise ConfigError when a section is missing that the stage cannot do without."""
-    wanted = {"pool": "responses", "judge": "ranking"}
+    wanted = {"pool": "responses", "judge": "ranking", "prices": "models"}
     sections = {wanted.get(section, section).split(".")[0] for section in stage.sections}
     if stage.name == "evaluate":  # goes without a judge: then there is no head to head
         sections -= {"responses", "ranking"}

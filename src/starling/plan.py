@@ -1,12 +1,14 @@
 """Before anything is spent: what a run lacks, and what it will cost.
 
 `check` finds what would stop a run later (missing files, folders that are no models, keys that are not set, parts that are
-not installed) before the run directory is touched. `plan` counts calls and estimates tokens; its numbers are
+not installed) before the run directory is touched. `count` counts calls and tokens as the settings have them; its numbers are
 
     exact        prompts, calls of responses and ranking without retries (before the prompts
                  stage is done, as if no answers were found with the prompts)
     upper bound  completion tokens (every reply as long as allowed); calls about contested prompts
     estimate     prompt tokens, at four characters a token (English text, common tokenizers: 3.5–4.5)
+
+What of that is answered already, what replies of a likely length come to, dollars and hours: `starling.forecast`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -28,13 +30,16 @@ from starling.judge.modes import calls_per_order
 from starling.judge.rubric import Rubric, prompt_chars, rubric_of
 from starling.judge.verdict import FORMS
 from starling.lineage import MICROWORLD_BASE, is_world
+from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
-from starling.serving import systems_of
 from starling.wire import model_ref
 
 CHARS_PER_TOKEN = 4
+
+ASKING = frozenset({"responses", "ranking", "evaluate"})
+"""The stages that ask models."""
 
 
 # ── check ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -130,7 +135,7 @@ def _check_folder(setting: str, folder: str) -> None:
         )
 
 
-# ── plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── count ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -150,15 +155,24 @@ class Calls:
     """At most so many more, where calls fail and answers are empty or repeat one another."""
 
 
-def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
-    """The model calls that `stages` will make, those already in the journal included.
+def asked_prompts(config: Config, stages: Sequence[str], progress: Progress = SILENT) -> Sequence[Prompt]:
+    """The prompts that `stages` will work on: those of the finished prompts stage, or gathered now when it is one of `stages`.
 
     Raises:
         InputError: a prompt file cannot be used.
+        ArtifactError: the prompts stage is not done, and not one of `stages`.
     """
-    if config.prompts is None or not {"responses", "ranking", "evaluate"} & set(stages):
+    if config.prompts is None or not ASKING & set(stages):
         return []
-    everything = _gathered(config, stages)
+    if "prompts" in stages:
+        return _gathered(config, progress)
+    return read_records(open_artifact(config.run.dir, "prompts").path / "prompts.parquet", Prompt)
+
+
+def count(config: Config, stages: Sequence[str], everything: Sequence[Prompt]) -> list[Calls]:
+    """The model calls that `stages` will make about these prompts, those already in the journal included."""
+    if config.prompts is None or not ASKING & set(stages):
+        return []
     held_out = [p for p in everything if p.split == config.evaluate.split]
     asked = [p for p in everything if p.split != "test"] if is_world(config) else everything
     calls: list[Calls] = []
@@ -176,17 +190,14 @@ def plan(config: Config, stages: Sequence[str]) -> list[Calls]:
     return calls
 
 
-def _gathered(config: Config, stages: Sequence[str]) -> Sequence[Prompt]:
-    """The prompts: those of the finished stage, else gathered now."""
+def _gathered(config: Config, progress: Progress) -> list[Prompt]:
     assert config.prompts is not None
-    if "prompts" not in stages:
-        return read_records(open_artifact(config.run.dir, "prompts").path / "prompts.parquet", Prompt)
     from_world: list[Prompt] = []
     if any(source.type == "microworld" for source in config.prompts.sources):
         from starling.microworld import world
 
         from_world = world.all_prompts(validation=config.prompts.validation_fraction, test=config.prompts.test_fraction)
-    return list(prompts.gather(config.prompts, from_world, seed=config.run.seed).prompts)
+    return list(prompts.gather(config.prompts, from_world, progress, seed=config.run.seed).prompts)
 
 
 def _found(config: Config, stages: Sequence[str]) -> Counter[str]:
@@ -210,7 +221,7 @@ def _pool_calls(config: Config, asked: Iterable[Prompt], found: Mapping[str, int
         return []
     models = {name: config.models[name] for name in settings.names}
     greedy = greedy_among({n: m.sampling.temperature for n, m in models.items() if not isinstance(m, MicroworldJudge)})
-    systems = systems_of(config)
+    systems = config.systems
     calls: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     most: Counter[str] = Counter()
@@ -233,7 +244,7 @@ def _pool_calls(config: Config, asked: Iterable[Prompt], found: Mapping[str, int
 
 def _everybody_calls(config: Config, asked: Sequence[Prompt]) -> list[Calls]:
     """In the microworld's evaluation every model of the pool answers every held-out prompt once."""
-    systems = systems_of(config)
+    systems = config.systems
     found = []
     for name in config.responses.names if config.responses else ():
         tokens = sum(_tokens(with_system(p.messages, systems.get(name))) for p in asked)
@@ -279,8 +290,3 @@ def _asks(config: Config, stage: str, rubric: Rubric, asked: Sequence[Prompt], k
 
 def _tokens(messages: Sequence[Message]) -> int:
     return sum(len(m.content) for m in messages) // CHARS_PER_TOKEN + 1
-
-
-def as_rows(calls: Sequence[Calls]) -> list[dict[str, object]]:
-    """Plain rows for a table or JSON."""
-    return [asdict(c) for c in calls]

@@ -83,11 +83,11 @@ def rank(
             return Ranked(list(found.judgments), list(found.rankings), found.outcomes, found.metrics, found.left_out)
     panels = Panels(prompts, responses)
     tally = _Tally()
-    waiting = folder / "rankings.jsonl.gz"
-    groups = rank_many(panels, judge, settings, seed, progress, folder)
-    write_records(folder / JUDGMENTS_FILE, chain.from_iterable(_merging(groups, settings, seed, tally, waiting)), Judgment)
-    write_records(folder / RANKINGS_FILE, spill.read(waiting, MergedRanking), MergedRanking)
-    waiting.unlink()
+    with TemporaryDirectory(prefix="ranking-", dir=folder) as name:
+        waiting = Path(name) / "rankings.jsonl.gz"
+        groups = rank_many(panels, judge, settings, seed, progress, Path(name))
+        write_records(folder / JUDGMENTS_FILE, chain.from_iterable(_merging(groups, settings, seed, tally, waiting)), Judgment)
+        write_records(folder / RANKINGS_FILE, spill.read(waiting, MergedRanking), MergedRanking)
     return Ranked(
         RecordFile(folder / JUDGMENTS_FILE, Judgment),
         RecordFile(folder / RANKINGS_FILE, MergedRanking),

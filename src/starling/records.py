@@ -102,7 +102,7 @@ class Sampling(Record):
 class ModelRef(Record):
     """Which model answered, precisely enough to ask it again."""
 
-    provider: str = Field(description="Kind of endpoint: openai, openai-completions, anthropic, local, microworld-judge, scripted.")
+    provider: str = Field(description="Kind: openai, openai-completions, anthropic, local, microworld-judge, scripted.")
     name: str = Field(description="The model's name as its provider knows it, or a label for a local folder.")
     revision: str = Field(default="", description="Version, commit or artifact fingerprint, when known.")
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
@@ -266,6 +266,20 @@ class RankedPair(Record):
     weight: float = Field(gt=0, description="How many verdicts that is a share of.")
 
 
+class PlacedVerdict(Record):
+    """One verdict of the judge on two answers of a ranked prompt, by their places (0 = best)."""
+
+    first: int = Field(ge=0, description="The answer that the judge named first.")
+    second: int = Field(ge=0)
+    winner: int | None = Field(ge=0, description="One of the two; None when the judge called them equal.")
+
+    @model_validator(mode="after")
+    def _winner_is_one_of_them(self) -> PlacedVerdict:
+        if self.first == self.second or self.winner not in (self.first, self.second, None):
+            raise ValueError("the winner of a pair must be one of its two different members")
+        return self
+
+
 class RankedPrompt(Record):
     """A prompt with its K answers, best first: one row of a Nectar-style dataset."""
 
@@ -274,6 +288,9 @@ class RankedPrompt(Record):
     good_natured: bool | None = Field(description="The judge's view of the request; None when unknown.")
     lineage: dict[str, str] = Field(default_factory=dict, description="Judge, rubric and call, or the imported file.")
     pairs: tuple[RankedPair, ...] = Field(default=(), description="What is known about single pairs; may be empty.")
+    verdicts: tuple[PlacedVerdict, ...] = Field(default=(), description="The judge's own pair verdicts, call by call.")
+    contested: bool | None = Field(default=None, description="The judge's first order left doubt; None when unknown.")
+    judge_calls: int | None = Field(default=None, ge=1, description="Judge calls behind the ranking; None when unknown.")
 
     @model_validator(mode="after")
     def _best_first(self) -> RankedPrompt:
@@ -284,6 +301,8 @@ class RankedPrompt(Record):
             raise ValueError(f"ranks must be 1…{len(ranks)} best first, tied ones sharing the first's; found {ranks}")
         if any(max(p.better, p.worse) >= len(ranks) or p.better == p.worse for p in self.pairs):
             raise ValueError("a pair names an answer that is not there")
+        if any(max(v.first, v.second) >= len(ranks) for v in self.verdicts):
+            raise ValueError("a pair verdict names an answer that is not there")
         return self
 
     @property

@@ -19,9 +19,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from starling.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv")
 """Kinds of text files, each also with .gz; the other kind is .parquet."""
@@ -29,6 +32,8 @@ PIECE = 2**20
 """Characters of a json file that are read at once."""
 LONGEST = 2**28
 """Characters of the longest element of a json array, or cell of a csv file, that is looked at."""
+BUFFER = 1 << 20
+"""Bytes of each column that are read ahead."""
 
 
 @dataclass(frozen=True)
@@ -240,14 +245,28 @@ def _csv_rows(path: Path, compressed: bool) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
+    number = 0
+    for batch in parquet_batches(path, 512):
+        yield from batch_rows(batch, number)
+        number += batch.num_rows
+
+
+def parquet_batches(path: Path, size: int) -> Iterator[pa.RecordBatch]:
+    """A parquet file as record batches of at most `size` rows, in memory that does not grow with the file, even where all of it
+    is one row group: columns are read through a small buffer. (pyarrow's default, pre-buffering, keeps every column that it has
+    read until the file is closed: measured 0.9 GB for a file of 0.84 GB, and 0.1 GB like this, in the same time.)
+
+    Raises:
+        InputError: the file is damaged; with the row reached.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=512):
-                yield from _batch_rows(batch, number)
+        with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=size):
+                yield batch
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(
@@ -257,7 +276,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         ) from None
 
 
-def _batch_rows(batch: Any, before: int) -> list[Row]:
+def batch_rows(batch: pa.RecordBatch, before: int) -> list[Row]:
     """The rows of one record batch; when a text is no UTF-8, the rows are read one by one to find which."""
     try:
         return [Row(before + i, value) for i, value in enumerate(batch.to_pylist(), start=1)]

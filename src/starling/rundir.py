@@ -24,6 +24,7 @@ from pathlib import Path
 
 from starling.errors import UsageError
 
+JOURNAL_FILE = "journal.sqlite"
 LOCK_FILE = ".lock"
 WORK_FOLDER = ".work"
 

@@ -17,19 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from starling.artifacts import open_artifact
-from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, ServerModel
+from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, ServerModel, journal_name
 from starling.content import content_of
 from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, KeyRing, Reply, Request, ScriptedEndpoint
 from starling.journal import Budget, Journal
 from starling.records import ModelRef, content_hash
-
-JOURNAL_FILE = "journal.sqlite"
-
-
-def systems_of(config: Config) -> dict[str, str]:
-    """The system messages under which models answer prompts, by label of the models that have one."""
-    without = MicroworldSpeaker | MicroworldJudge
-    return {name: m.system for name, m in config.models.items() if not isinstance(m, without) and m.system}
+from starling.rundir import JOURNAL_FILE as JOURNAL_FILE
 
 
 class Endpoints:
@@ -84,14 +77,14 @@ class Endpoints:
             from starling.microworld import judge  # the only kind of judge that is code of ours
 
             revision = content_hash([settings.model_dump(mode="json"), seed], 16)
-            model = ModelRef(provider=settings.type, name=name, revision=revision)
+            model = ModelRef(provider=settings.type, name=journal_name(name, settings), revision=revision)
             return ScriptedEndpoint(model, partial(judge.answer, settings=settings, seed=seed), self._journal)
         if isinstance(settings, MicroworldSpeaker):
             world = open_artifact(self._config.run.dir, "world")
-            label, folder = f"microworld:{settings.checkpoint}", world.path / settings.checkpoint
+            label, folder = journal_name(name, settings), world.path / settings.checkpoint
             version = world.fingerprint
         else:
-            label, folder, version = settings.path.name, settings.path, content_of(settings.path)
+            label, folder, version = journal_name(name, settings), settings.path, content_of(settings.path)
         return self._local(settings, label, folder, f"{version[:16]}:{seed}")
 
     def _local(self, settings: LocalModel | MicroworldSpeaker, label: str, folder: Path, revision: str) -> Endpoint:

@@ -10,6 +10,7 @@ import pytest
 from starling import nectar
 from starling.judge import verdict
 from starling.judge.rubric import STARLING, build_prompt, read_prompt
+from starling.nectar import imported
 from starling.records import Message, Outcome
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -45,7 +46,7 @@ def test_every_failure_and_outcome_is_explained() -> None:
 
 def test_every_reason_of_the_import_is_explained() -> None:
     named = set(re.findall(r"`(\w+)`", page("data.md")))
-    reasons = set(re.findall(r'_Refused\("(\w+)"', Path(nectar.__file__).read_text(encoding="utf-8")))
+    reasons = set(re.findall(r'_Refused\("(\w+)"', Path(imported.__file__).read_text(encoding="utf-8")))
     assert len(reasons) > 10
     assert reasons <= named
     assert {"answers_sorted", "ranks_renumbered", "turns_recounted", "model_unknown", "source_unknown"} <= named
@@ -55,8 +56,11 @@ def test_the_columns_are_those_that_are_written(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     nectar.write_nectar(tmp_path / "rows.parquet", [])
-    table = page("data.md").split("## Splits")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == pq.read_schema(tmp_path / "rows.parquet").names
+    public, extra = page("data.md").split("## Splits")[0].split("### What is known about pairs")
+    assert re.findall(r"^\| `(\w+)` \|", public, flags=re.MULTILINE) == pq.read_schema(tmp_path / "rows.parquet").names
+    nectar.write_nectar(tmp_path / "extra.parquet", [], extra=True)
+    columns = public + extra.split("### Ties")[0]
+    assert re.findall(r"^\| `(\w+)` \|", columns, flags=re.MULTILINE) == pq.read_schema(tmp_path / "extra.parquet").names
 
 
 @pytest.mark.parametrize(("name", "loss"), [("plackett_luce", "0.3604"), ("bradley_terry", "0.2512")])

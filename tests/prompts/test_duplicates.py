@@ -56,8 +56,8 @@ def test_words_by_hand(text: str, expected: str) -> None:
 
 @given(st.text())
 def test_words_of_words_are_the_same(text: str) -> None:
-    assert words(words(text)) in (words(text), words(words(words(text))))
-    assert words(text.upper().lower()) == words(text.upper().lower() + "  ")
+    assert words(words(text)) == words(text)
+    assert words(f"  {text}\n") == words(text)
 
 
 @pytest.mark.parametrize("rule", ["words", "letters", "characters"])

@@ -342,6 +342,17 @@ def test_later_turns_of_an_exact_duplicate_stay_in_its_split(tmp_path: Path, rul
     assert [p.split for p in found.prompts[: len(TOPICS)]] == [p.split for p in found.prompts[len(TOPICS) :]]
 
 
+def test_what_was_merged_never_straddles_even_where_the_openings_were_not_found_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MinHash may miss a pair of openings and yet find the whole conversations."""
+    monkeypatch.setattr("starling.prompts.duplicates.NearDuplicates.join_openings", lambda self, groups: self._index.close())
+    rows = [turns(versions(t)[0]) for t in TOPICS] + [turns(versions(t)[1]) for t in TOPICS]
+    rows += [turns(versions(t)[1], "Mix it.", f"And what goes with {t}?") for t in TOPICS]
+    found = gathered(write(tmp_path / "a.jsonl", rows), **NEAR)
+    assert [p.split for p in found.prompts[: len(TOPICS)]] == [p.split for p in found.prompts[len(TOPICS) :]]
+
+
 def test_splits_do_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
     rows = [turns(v, *rest) for t in TOPICS for v in versions(t) for rest in ((), ("Mix it.", f"{t} {v[-3:]}?"))]
     forward = gathered(write(tmp_path / "a.jsonl", rows), **NEAR)

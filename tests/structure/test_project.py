@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from starling import pipeline, plan
+from starling import forecast, pipeline, plan
 from starling.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def test_shipped_settings_validate_and_plan(path: Path, tmp_path: Path) -> None:
     assert stages[-1] == "publish"
     if settings.microworld is not None:  # others name files of the user
         plan.check(settings, stages)
-        assert {c.stage for c in plan.plan(settings, stages)} == {"responses", "ranking", "evaluate"}
+        assert {line.stage for line in forecast.forecast(settings, stages).lines} == {"responses", "ranking", "evaluate"}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,6 +10,7 @@ from starling.cli.common import AsJson, ConfigFile, Overrides, Until, app, compl
 
 if TYPE_CHECKING:
     from starling.config import Config
+    from starling.forecast import Forecast
     from starling.lineage import Status
 
 STAGE_COMMANDS = {
@@ -54,10 +55,15 @@ def _run(settings: Config, until: str | None, as_json: bool) -> None:
     evaluated = any(s.stage == "evaluate" for s in states)
     summary = json.loads(summary_file.read_text("utf-8")) if evaluated else None
     report = next((s.artifact.path / "report.html" for s in states if s.stage == "report" and s.artifact), None)
+    outcomes = next((s.artifact.outcomes for s in states if s.stage == until and s.artifact), {})
     if as_json:
-        print_json({"stages": _stage_rows(states), "summary": summary, "report": str(report) if report else None})
+        shown = {"stages": _stage_rows(states), "summary": summary, "report": str(report) if report else None}
+        print_json(shown | ({"outcomes": outcomes} if until is not None else {}))
         return
     print_table([{k: v for k, v in row.items() if k != "why"} for row in _stage_rows(states)])
+    if outcomes:  # what became of the rows of the stage that was asked for
+        print()
+        print_table([{"outcome": name, "count": count} for name, count in outcomes.items()])
     for line in _summary_lines(summary or {}):
         print(line)
     print(f"report: {report}" if report else f"run directory: {settings.run.dir}")
@@ -100,24 +106,45 @@ def status(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) 
 
 @app.command()
 def plan(config: ConfigFile, until: Until = None, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a run would do and cost, before anything is spent: stages, model calls, tokens."""
+    """Say what a run would do and cost, before anything is spent: stages, model calls, tokens, dollars, hours."""
+    from starling import forecast as costs
     from starling import pipeline
     from starling import plan as planning
+    from starling.progress import RichProgress
 
     settings = load(config, set_)
     wanted = [s.name for s in pipeline.needed(settings, until)]
     states = [s for s in pipeline.status(settings) if s.stage in wanted]
     todo = [s.stage for s in states if s.state != "done"]
     planning.check(settings, todo)
-    calls = planning.as_rows(planning.plan(settings, todo))
+    found = costs.forecast(settings, todo, RichProgress())
     if as_json:
-        print_json({"stages": _stage_rows(states), "calls": calls})
+        forecast = costs.as_json(found)
+        print_json({"stages": _stage_rows(states), "forecast": forecast.pop("stages"), **forecast})
         return
     print_table([{"stage": s.stage, "state": s.state, "does": pipeline.BY_NAME[s.stage].does} for s in states])
-    if calls:
+    if found.lines:
         print()
-        print_table(calls)
-        print("\nprompt_tokens: estimate at 4 characters a token; completion_tokens: upper bound.")
-        print("further_calls: at most so many more, where calls fail and answers are empty or repeat one another.")
-        print("Only models of the kind openai can cost money.")
-        print(f"Calls answered before come from {settings.run.dir}/journal.sqlite and are not asked again.")
+        print_table(costs.rows(found))
+        for line in _plan_notes(found):
+            print(line)
+
+
+def _plan_notes(found: Forecast) -> Iterable[str]:
+    """What the numbers of a plan mean, and what stands in the run's way."""
+    from starling import forecast as costs
+
+    yield ""
+    yield "Tokens, dollars and hours are for what is left: calls that the run's journal answers are not made again."
+    yield (
+        "Expected: replies as long as those in the journal so far, or as assumed: answers of "
+        f"{costs.ASSUMED_REPLY_TOKENS} tokens, the judge's of {costs.ASSUMED_VERDICT_TOKENS}, "
+        f"{costs.ASSUMED_SECONDS:g} s + {costs.ASSUMED_TOKENS_PER_SECOND:g} tokens/s; 4 characters a token."
+    )
+    yield "Most: every reply as long as allowed, every call that may be repeated repeated."
+    if any(line.expected.hours is not None for line in found.lines):
+        yield "Hours: calls x seconds / in_flight, the models of one stage at the same time; rate limits of a server come on top."
+    else:
+        yield "These models answer on this machine: no dollars; how long it takes is for the machine to say."
+    for warning in found.warnings:
+        yield f"! {warning}"

@@ -31,6 +31,7 @@ from starling.config.data import (
 from starling.config.evaluation import (
     EvaluateSection,
     PublishSection,
+    Terms,
 )
 from starling.config.models import (
     AnthropicModel,
@@ -44,6 +45,7 @@ from starling.config.models import (
     Price,
     RunSection,
     ServerModel,
+    journal_name,
 )
 from starling.config.prompts import (
     BenchmarkSet,
@@ -99,7 +101,9 @@ __all__ = [
     "RunSection",
     "Section",
     "ServerModel",
+    "Terms",
     "fingerprint",
+    "journal_name",
     "load_config",
     "secret",
 ]
@@ -124,10 +128,17 @@ class Config(Section):
     evaluate: EvaluateSection = EvaluateSection()
     publish: PublishSection = PublishSection()
 
+    @property
+    def systems(self) -> dict[str, str]:
+        """The system messages under which models answer prompts, by name of the models that have one."""
+        without = MicroworldSpeaker | MicroworldJudge
+        return {name: m.system for name, m in self.models.items() if not isinstance(m, without) and m.system}
+
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
         named = [("responses", n) for n in (self.responses.names if self.responses else ())]
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
+        named += [("publish.models", n) for n in self.publish.models]
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")

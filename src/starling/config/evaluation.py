@@ -20,11 +20,23 @@ class EvaluateSection(Section):
     bootstrap: int = Field(default=2000, ge=100, description="Resamples behind each interval, clustered by prompt.")
 
 
+class Terms(Section):
+    license: str = Field(default="", description="Its licence, e.g. cc-by-4.0, llama3.1 or proprietary.")
+    terms: str = Field(default="", description="What its terms bind users of the dataset to, and where they stand.")
+
+
 class PublishSection(Section):
     license: str = Field(
         default="apache-2.0", description="Licence on the cards; the judge's and the sources' terms still apply."
     )
+    judge_license: str = Field(default="", description="Licence of the judge model; the card says so when it is not stated.")
     judge_terms: str = Field(default="", description="Terms of the judge model that bind users of the dataset.")
+    models: dict[str, Terms] = Field(
+        default_factory=dict, description="Licence and terms of each model that answered, by its name under [models]."
+    )
+    sources: dict[str, Terms] = Field(
+        default_factory=dict, description="Licence and terms of each prompt source, by its label in the dataset."
+    )
     dataset: str = Field(default="", description="Hub id the dataset will have, e.g. me/my-nectar; the model cards name it.")
     policy_base: str = Field(default="", description="Hub id of the model in policy.base, for the policy's card.")
     reward_base: str = Field(default="", description="Hub id of the model in reward.backbone, for the reward model's card.")

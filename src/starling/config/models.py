@@ -41,6 +41,10 @@ class Price(Section):
     prompt: float = Field(default=0.0, ge=0, description="Dollars per million tokens of prompts.")
     completion: float = Field(default=0.0, ge=0, description="Dollars per million tokens of replies.")
 
+    def dollars(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What so many tokens cost, e.g. Price(prompt=2.5, completion=10).dollars(1_000_000, 100_000) = 3.5."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
 
 def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
@@ -180,6 +184,15 @@ class MicroworldJudge(Section):
 Model = Annotated[
     OpenAIModel | AnthropicModel | LocalModel | MicroworldSpeaker | MicroworldJudge, Field(discriminator="type")
 ]
+
+
+def journal_name(label: str, settings: Model) -> str:
+    """The name under which the journal has the calls of the model `label`: that of its `ModelRef`."""
+    if isinstance(settings, LocalModel):
+        return settings.path.name
+    if isinstance(settings, MicroworldSpeaker):
+        return f"microworld:{settings.checkpoint}"
+    return label if isinstance(settings, MicroworldJudge) else settings.name
 
 
 # ── stage 0: the microworld ──────────────────────────────────────────────────────────────────────────────────────────

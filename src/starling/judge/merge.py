@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations, groupby
+from itertools import combinations, groupby, zip_longest
 
 from starling.judge.verdict import places
 from starling.records import Judgment, MergedRanking, Outcome, PairSupport, content_hash
@@ -92,8 +92,7 @@ def merge(judgments: Sequence[Judgment], *, orders: int, keep_ties: bool, seed: 
 
 def final(judgments: Sequence[Judgment]) -> list[Judgment]:
     """The calls without those whose question was asked again."""
-    asked_again = [after.attempt > 0 for after in judgments[1:]]
-    return [j for j, again in zip(judgments, [*asked_again, False], strict=True) if not again]
+    return [j for j, after in zip_longest(judgments, judgments[1:]) if after is None or after.attempt == 0]
 
 
 def contested(judgments: Sequence[Judgment]) -> bool:

@@ -104,7 +104,7 @@ class Benchmarks:
             for start in range(len(words) - WHOLE_TURN + 1):
                 for length in self._lengths.get(" ".join(words[start : start + ANCHOR]), ()):
                     gram = " ".join(words[start : start + length])
-                    item = self._grams.get(gram) if start + length <= len(words) else None
+                    item = self._grams.get(gram)
                     if item is not None:
                         return Overlap(*item, gram)
         return None

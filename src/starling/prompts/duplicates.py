@@ -184,6 +184,7 @@ class NearDuplicates:
         import numpy as np
 
         self._index.close()
+        texts = np.array(self._opening_texts, dtype=np.int32)
         of_text = np.full(len(self._index), -1, dtype=np.int32)
         for opening, text in enumerate(self._opening_texts):
             if text >= 0:
@@ -196,6 +197,8 @@ class NearDuplicates:
             for bucket in self._index.buckets(text):
                 others = of_text[bucket]
                 others = others[(others >= 0) & (others < opening)]
+                others = others[groups.find_all(others) != groups.find(opening)]
+                others = others[self._index.likely(text, texts[others])] if len(others) else others
                 while len(others := others[groups.find_all(others) != groups.find(opening)]):
                     other, others = int(others[-1]), others[:-1]
                     if other not in tried and self._open_alike(opening, other):
@@ -203,8 +206,6 @@ class NearDuplicates:
                     tried.add(other)
 
     def _open_alike(self, a: int, b: int) -> bool:
-        if not self._index.alike(self._opening_texts[a], self._opening_texts[b]):
-            return False
         (one, *_), (other, *_) = self._content(self._first[a]), self._content(self._first[b])
         return jaccard(one[0], other[0]) >= self._threshold
 
@@ -214,15 +215,16 @@ class NearDuplicates:
 
         self._index.close()
         of_text = np.full(len(self._index), -1, dtype=np.int32)  # place of those that stay
-        crowded = set(self._index.crowded())
+        texts, crowded = np.array(self._texts, dtype=np.int32), set(self._index.crowded())
         for place, text in enumerate(self._texts):
             progress.advance()
             if text not in crowded:
                 continue
             number = self._numbers[place]
             near = [of_text[bucket] for bucket in self._index.buckets(text)]
-            for other in np.unique(np.concatenate([others[others >= 0] for others in near])).tolist():
-                if self._index.alike(text, self._texts[other]) and self._alike(number, self._numbers[other]):
+            places = np.unique(np.concatenate([others[others >= 0] for others in near]))
+            for other in places[self._index.likely(text, texts[places])].tolist():
+                if self._alike(number, self._numbers[other]):
                     yield number, self._numbers[other]
                     break
             else:
@@ -316,12 +318,11 @@ class _Index:
         for place in range(self._offsets[text], self._offsets[text + 1]):
             yield self._members[self._starts[place] : self._ends[place]]
 
-    def alike(self, a: int, b: int) -> bool:
-        """Whether the sketches let the two be near-duplicates. One byte of two different values agrees once in 256."""
+    def likely(self, text: int, others: Numbers) -> Any:
+        """True means that the sketches let the other text be a near-duplicate of `text`. One byte of two different values agrees
+        once in 256."""
         import numpy as np
 
-        if a == b:
-            return True
         sketches = np.frombuffer(self._bytes, dtype=np.uint8).reshape(-1, PERMUTATIONS)
-        equal = float(np.count_nonzero(sketches[a] == sketches[b])) / PERMUTATIONS
+        equal = np.count_nonzero(sketches[others] == sketches[text], axis=1) / PERMUTATIONS
         return (equal - 1 / 256) / (1 - 1 / 256) >= self._least

@@ -9,6 +9,7 @@ and a text without a letter (a sum, an emoji) is kept, since nothing can be said
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from typing import Any
 
 from starling.chat import to_transcript
@@ -63,9 +64,7 @@ class Filters:
 def _identifier(settings: PromptsSection) -> Any:
     if importlib.util.find_spec("py3langid") is None:
         raise MissingExtra("prompts", "py3langid")
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    identifier = _model()
     unknown = [language for language in settings.languages if language not in identifier.labels]
     if unknown:
         raise ConfigError(
@@ -74,3 +73,11 @@ def _identifier(settings: PromptsSection) -> Any:
             cure=f"use codes of {', '.join(sorted(identifier.labels))}",
         )
     return identifier
+
+
+@cache
+def _model() -> Any:
+    """The model with all its languages; it takes half a second to load."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)

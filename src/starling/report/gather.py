@@ -7,17 +7,18 @@ read is left out and said. Times are not read at all: the report is an artifact,
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starling import stats
-from starling.artifacts import Artifact, open_artifact, read_records
+from starling import audit, stats
+from starling.artifacts import Artifact, RecordFile, open_artifact, read_records
 from starling.errors import ArtifactError, InputError
 from starling.evaluate.rows import ANSWERS_FILE, REPLIES_FILE, EvaluatedPrompt, EvaluatedReply, ScoredAnswer
-from starling.records import Judgment, Response, content_hash
+from starling.records import Judgment, MergedRanking, Response, content_hash
 from starling.rows import read_rows
 
 READS = ("world", "prompts", "responses", "ranking", "dataset", "reward", "policy", "evaluate")
@@ -213,40 +214,68 @@ def _settings(run_dir: Path) -> dict[str, Any]:
 
 
 def _judge_tables(found: dict[str, Artifact], answers: Sequence[ScoredAnswer]) -> JudgeTables | None:
-    judgments: list[Judgment] = _records(found, "ranking", "judgments.parquet", Judgment)
-    if not judgments:
+    """The judge's calls are read one by one and measured as `starling audit` measures them."""
+    if "ranking" not in found:
         return None
-    model_of = {r.id: r.model for r in _records(found, "responses", "responses.parquet", Response)}
-    ranked = [j for j in judgments if j.ranking is not None]
-    verdicts = [(j, v) for j in ranked for v in j.pair_verdicts]
-    places = [{r: i for i, r in enumerate(j.ranking or ())} for j in ranked]
-    contradicted = sum(
-        place[v.winner] > place[v.second if v.winner == v.first else v.first]
-        for j, place in zip(ranked, places, strict=True)
-        for v in j.pair_verdicts
-    )
-    answered = [j.good_natured for j in ranked if j.good_natured is not None]
+    ranked = found["ranking"].path
+    judgments = RecordFile(ranked / "judgments.parquet", Judgment)
+    first = next(iter(judgments), None)
+    if first is None:
+        return None
+    measured = audit.measure((audit.of_judgment(judgment, {}) for judgment in judgments), resamples=RESAMPLES)
     return JudgeTables(
-        models=_model_ranks(ranked, model_of, answers),
-        position=stats.position_bias([j.shown for j in ranked], [j.ranking or () for j in ranked]),
-        outcomes=dict(sorted(Counter(j.outcome.value for j in judgments).items())),
-        judgments=len(judgments),
-        good_natured=sum(answered) / len(answered) if answered else None,
-        pairs=len(verdicts),
-        first_named_wins=sum(v.winner == v.first for _, v in verdicts) / len(verdicts) if verdicts else None,
-        contradicted=contradicted / len(verdicts) if verdicts else None,
-        rubric=judgments[0].rubric,
-        judge=judgments[0].judge,
+        models=_model_ranks(RecordFile(ranked / "rankings.parquet", MergedRanking), _model_of(found), answers),
+        position=_position(measured),
+        outcomes=measured.outcomes,
+        judgments=measured.calls,
+        good_natured=_mean(measured.good_natured),
+        pairs=measured.pairs,
+        first_named_wins=_mean(measured.first_named_win),
+        contradicted=_mean(measured.contradiction),
+        rubric=first.rubric,
+        judge=first.judge,
     )
 
 
-def _model_ranks(ranked: Sequence[Judgment], model_of: dict[str, str], answers: Sequence[ScoredAnswer]) -> tuple[ModelRank, ...]:
-    """Mean rank of each model over the prompts it was ranked on, best first."""
-    ranks: dict[str, list[int]] = {}
-    for judgment in ranked:
-        for rank, response in enumerate(judgment.ranking or (), start=1):
-            if response in model_of:
-                ranks.setdefault(model_of[response], []).append(rank)
+def _mean(one: stats.Interval | None) -> float | None:
+    return None if one is None else one.mean
+
+
+def _position(measured: audit.Audit) -> stats.PositionBias | None:
+    if not measured.n:
+        return None
+    return stats.PositionBias(
+        k=measured.k,
+        judgments=measured.n,
+        first_shares=tuple(one.mean for one in measured.first_share),
+        first_intervals=tuple((one.low, one.high) for one in measured.first_share),
+        mean_ranks=tuple(one.mean for one in measured.mean_rank),
+        rank_intervals=tuple((one.low, one.high) for one in measured.mean_rank),
+    )
+
+
+def _model_of(found: dict[str, Artifact]) -> dict[str, str]:
+    """Response id → model, for all responses: some 150 bytes each."""
+    if "responses" not in found:
+        return {}
+    models: dict[str, str] = {}
+    for response in RecordFile(found["responses"].path / "responses.parquet", Response):
+        models[response.id] = sys.intern(response.model)
+    return models
+
+
+def _model_ranks(
+    rankings: Iterable[MergedRanking], model_of: dict[str, str], answers: Sequence[ScoredAnswer]
+) -> tuple[ModelRank, ...]:
+    """Mean rank of each model over the prompts it was ranked on, best first; tied answers share the rank of the first of them."""
+    ranks: dict[str, array[int]] = {}
+    for ranking in rankings:
+        rank = 1
+        for tier in ranking.tiers:
+            for response in tier:
+                if response in model_of:
+                    ranks.setdefault(model_of[response], array("B")).append(rank)
+            rank += len(tier)
     truths: dict[str, list[float]] = {}
     for answer in answers:
         truths.setdefault(answer.model, []).append(answer.truth)

@@ -1,4 +1,4 @@
-"""The dataset: assembling, the exact public schema, and the import of what others wrote."""
+"""The import of what others wrote: what is mended, what is rejected by name, real files."""
 
 from __future__ import annotations
 
@@ -14,181 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from starling.config import DatasetSection
-from starling.errors import ArtifactError, InputError
-from starling.nectar import assemble, from_nectar, import_nectar, read_nectar, to_nectar, write_nectar
-from starling.records import (
-    Finish,
-    Judgment,
-    Message,
-    Outcome,
-    Prompt,
-    RankedAnswer,
-    RankedPrompt,
-    Response,
-)
+from starling.errors import InputError
+from starling.nectar import NectarImport, Rejected, import_nectar, to_nectar, write_nectar
+from starling.records import Message, Prompt, RankedAnswer, RankedPair, RankedPrompt
 
 DATA = Path(os.environ.get("STARLING_DATA", "../shared/data")) / "nectar_like" / "train.jsonl.gz"
 PROMPT = Prompt.make((Message(role="user", content="Hi"),), ("a", "b"), "validation")
-
-
-def response(model: str, text: str | None = None, prompt: Prompt = PROMPT) -> Response:
-    return Response(
-        id=f"id-{model}", prompt_id=prompt.id, model=model, text=text or f"I am {model}", finish=Finish.stop, call_id="c"
-    )
-
-
-def judgment(ranking: tuple[str, ...] | None, outcome: Outcome = Outcome.ranked, prompt: Prompt = PROMPT) -> Judgment:
-    shown = tuple(sorted(ranking or ("id-x", "id-y")))
-    return Judgment(
-        prompt_id=prompt.id, rubric="rubric", judge="judge", shown=shown, pair_order=(), outcome=outcome, ranking=ranking,
-        good_natured=False, pair_verdicts=(), call_id="call",
-    )  # fmt: skip
-
-
-# ── assembling ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_ranked_judgment_becomes_a_row_best_first() -> None:
-    found = assemble(
-        [PROMPT], [response("x"), response("y"), response("z")], [judgment(("id-y", "id-z", "id-x"))], DatasetSection()
-    )
-    [row] = found.rows
-    assert [(a.model, a.answer, a.rank) for a in row.answers] == [
-        ("y", "I am y", 1.0),
-        ("z", "I am z", 2.0),
-        ("x", "I am x", 3.0),
-    ]
-    assert row.prompt == PROMPT
-    assert row.good_natured is False
-    assert row.lineage == {"judge": "judge", "rubric": "rubric", "call": "call"}
-    assert found.left_out == {}
-
-
-def test_what_is_not_in_the_dataset_is_counted() -> None:
-    system = Prompt.make((Message(role="system", content="be nice"), Message(role="user", content="Hi")), ("a",))
-    judgments = [
-        judgment(None, Outcome.unparsed),
-        judgment(None, Outcome.unparsed),
-        judgment(None, Outcome.too_long),
-        judgment(("id-x", "id-y")),
-        judgment(("id-x", "id-y", "id-z"), prompt=system),
-        judgment(("id-x", "id-y", "id-z")),
-    ]
-    responses = [response("x"), response("y"), response("z")]
-    found = assemble([PROMPT, system], responses, judgments, DatasetSection(min_answers=3))
-    assert len(found.rows) == 1
-    assert found.left_out == {"no_transcript": 1, "too_few_answers": 1, "too_long": 1, "unparsed": 2}
-
-
-@pytest.mark.parametrize(("prompts", "responses"), [([], ["x", "y"]), ([PROMPT], ["x"])])
-def test_judgments_of_another_run_are_refused(prompts: list[Prompt], responses: list[str]) -> None:
-    with pytest.raises(ArtifactError, match="which is not there"):
-        assemble(prompts, [response(m) for m in responses], [judgment(("id-y", "id-x"))], DatasetSection())
-
-
-# ── the public schema ────────────────────────────────────────────────────────────────────────────────────────────────
-
 ROWS = [
     RankedPrompt(
         prompt=PROMPT,
         answers=(RankedAnswer(answer="best", model="x", rank=1), RankedAnswer(answer="", model="y", rank=2)),
         good_natured=True,
-        lineage={"judge": "judge"},
+        pairs=(RankedPair(better=0, worse=1, confidence=1, weight=1),),
+        contested=True,
     ),
     RankedPrompt(
-        prompt=Prompt.make(
-            (Message(role="user", content="é\n\nü"), Message(role="assistant", content=" b "), Message(role="user", content="c")),
-            ("s",),
-        ),
+        prompt=Prompt.make((Message(role="user", content="é\n\nü"),), ("s",)),
         answers=tuple(RankedAnswer(answer=f"😀{i}", model="m", rank=i) for i in range(1, 13)),
         good_natured=None,
     ),
 ]
-
-
-def test_to_nectar_is_the_public_row() -> None:
-    assert to_nectar(ROWS[0]) == {
-        "prompt": "\n\nHuman: Hi\n\nAssistant: ",
-        "answers": [{"answer": "best", "model": "x", "rank": 1.0}, {"answer": "", "model": "y", "rank": 2.0}],
-        "turns": 1,
-        "num_responses": 2,
-        "source": ["a", "b"],
-        "good_natured": True,
-    }
-    two_turns = to_nectar(ROWS[1])
-    assert (two_turns["turns"], two_turns["num_responses"]) == (2, 12)
-    assert two_turns["prompt"] == "\n\nHuman: é\n\nü\n\nAssistant:  b \n\nHuman: c\n\nAssistant: "
-
-
-def test_writing_and_reading_back_loses_only_split_and_lineage(tmp_path: Path) -> None:
-    write_nectar(tmp_path / "a.parquet", ROWS)
-    back = read_nectar(tmp_path / "a.parquet")
-    assert back == [r.model_copy(update={"lineage": {}, "prompt": r.prompt.model_copy(update={"split": "train"})}) for r in ROWS]
-    write_nectar(tmp_path / "b.parquet", back)
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-
-
-def test_the_schema_on_disk_is_exactly_the_public_one(tmp_path: Path) -> None:
-    write_nectar(tmp_path / "a.parquet", ROWS)
-    schema = pq.read_schema(tmp_path / "a.parquet")
-    assert schema.names == ["prompt", "answers", "turns", "num_responses", "source", "good_natured"]
-    answers = schema.field("answers").type.value_type
-    assert [(f.name, f.type) for f in answers] == [("answer", pa.string()), ("model", pa.string()), ("rank", pa.float64())]
-    assert [schema.field(n).type for n in ("prompt", "turns", "num_responses", "good_natured")] == [
-        pa.string(),
-        pa.int64(),
-        pa.int64(),
-        pa.bool_(),
-    ]
-    assert schema.field("source").type.value_type == pa.string()
-
-
-def test_datasets_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="the library `datasets` is not installed")
-    write_nectar(tmp_path / "a.parquet", ROWS)
-    loaded = datasets.load_dataset("parquet", data_files=str(tmp_path / "a.parquet"), cache_dir=str(tmp_path / "cache"))["train"]
-    assert loaded.column_names == ["prompt", "answers", "turns", "num_responses", "source", "good_natured"]
-    assert loaded[0] == to_nectar(ROWS[0])
-    assert loaded[1] == to_nectar(ROWS[1])
-
-
-NECTAR = to_nectar(ROWS[0])
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"answers": [{"answer": "a", "model": "x", "rank": 1.0}]}, "at least two answers"),
-        ({"answers": NECTAR["answers"][::-1]}, "best first"),
-        ({"answers": [{"answer": "a", "model": "x", "rank": "1"}] * 2}, "valid number"),
-        ({"answers": [{"answer": "a", "model": "x", "rank": math.nan}] * 2}, "finite number"),
-        ({"good_natured": "yes"}, "valid boolean"),
-        ({"source": None}, "not iterable"),
-        ({"prompt": "Hi"}, "no Nectar transcript"),
-    ],
-)
-def test_from_nectar_is_strict(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        from_nectar({**NECTAR, **change})
-
-
-def test_a_missing_column_is_named() -> None:
-    with pytest.raises(InputError, match="has no 'source'"):
-        from_nectar({k: v for k, v in NECTAR.items() if k != "source"})
-
-
-def test_reading_names_the_row(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps(NECTAR) + "\n" + json.dumps({**NECTAR, "prompt": "Hi"}) + "\n")
-    with pytest.raises(InputError, match=r"a\.jsonl, row 2"):
-        read_nectar(path)
-    path.write_text("nonsense\n")
-    with pytest.raises(InputError, match=r"not_json.*a\.jsonl, row 1"):
-        read_nectar(path)
-
-
-# ── importing ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def plain(ranks: list[Any], **more: Any) -> dict[str, Any]:
@@ -304,6 +149,28 @@ def test_parquet_import_reads_what_we_write_and_integer_ranks(tmp_path: Path) ->
     rows, report = import_nectar(tmp_path / "b.parquet")
     assert [a.model for a in rows[0].answers] == ["m1", "m2", "m0"]
     assert report.rejected_by_reason == {"rank_missing": 1}
+
+
+def test_columns_that_nectar_does_not_have_are_ignored(tmp_path: Path) -> None:
+    write_nectar(tmp_path / "a.parquet", ROWS, extra=True)
+    rows, report = import_nectar(tmp_path / "a.parquet")
+    assert [to_nectar(r) for r in rows] == [to_nectar(r) for r in ROWS]
+    assert (report.rejected, report.changed) == ((), {})
+    [row], _ = import_nectar(write(tmp_path / "a.jsonl", plain([1, 2], pair_confidence="nonsense", mood=7)))
+    assert row.pairs == ()
+
+
+def test_the_stream_gives_the_same_rows_and_counts_and_can_be_read_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", plain([2, 1]), plain([1, 1]), b"[]", plain([1, 2]))
+    rejected: list[Rejected] = []
+    stream = NectarImport(path, rejected.append)
+    rows, report = import_nectar(path)
+    for _ in range(2):
+        rejected.clear()
+        assert list(stream) == rows
+        assert (stream.read, tuple(rejected)) == (4, report.rejected)
+        assert dict(stream.rejected) == report.rejected_by_reason == {"not_an_object": 1, "tied": 1}
+        assert dict(stream.changed) == report.changed == {"answers_sorted": 1}
 
 
 def test_files_without_rows_and_damaged_files(tmp_path: Path) -> None:

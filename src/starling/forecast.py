@@ -1,0 +1,331 @@
+"""What a run will still cost, before it is spent: calls, tokens, dollars and hours, by stage and model.
+
+`plan.count` says what the settings ask for. This takes off what the journal has answered, and gives every number twice:
+
+    expected   replies as long as those in the journal so far; where it has too few, the ASSUMED lengths below
+    at most    every reply as long as allowed, every call that may be repeated repeated
+
+Dollars are tokens times `price` of the model; a model without a price has none, which is not the same as costing nothing. Hours
+are calls times seconds per call over `in_flight`, for models behind servers only; a rate limit makes them longer. What is
+sampled on this machine has neither. Answers in the journal are told by the model's name and the purpose of the call, not one by
+one: calls of other settings (another rubric, another temperature) count as answered too, so a plan for changed settings may
+promise too little; run.dir of its own makes it exact.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from typing import Any
+
+from starling import plan
+from starling.config import Config, MicroworldJudge, Price, journal_name
+from starling.journal import Journal
+from starling.plan import Calls
+from starling.progress import SILENT, Progress
+from starling.records import Prompt
+from starling.rundir import JOURNAL_FILE
+
+ASSUMED_REPLY_TOKENS = 300
+"""Tokens of an answer: about what the answers in berkeley-nest/Nectar have."""
+ASSUMED_VERDICT_TOKENS = 250
+"""Tokens of a judge's reply: about what Nectar's judge wrote on seven answers, 21 pairs and a ranking."""
+ASSUMED_SECONDS = 0.5
+"""Until the first token of a reply; our guess for a server under load."""
+ASSUMED_TOKENS_PER_SECOND = 40.0
+"""Of one reply among many; our guess for a server under load."""
+ASSUMED_CONTESTED = 0.2
+"""Share of rankings that leave doubt, where such prompts are judged again. Of GPT-4's replies on seven answers that Nectar's
+authors released, .19 and .21 contradict their own pairs or run in a circle (.39 where no pairs were listed for it)."""
+ENOUGH_ANSWERS = 20
+"""Answers in the journal from which on their means are believed."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What some calls come to. Dollars and hours are None where they are not known."""
+
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None
+    hours: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one stage still has to ask of one model."""
+
+    stage: str
+    model: str
+    kind: str
+    calls: int
+    """Calls of the stage if nothing fails, those already answered included."""
+    answered: int
+    """How many of them the journal answers."""
+    expected: Amount
+    """For what is left."""
+    most: Amount
+    """For what is left."""
+    basis: str
+    """Where the expected length of replies comes from: "journal" or "assumed"."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The whole plan."""
+
+    lines: tuple[Line, ...]
+    stages: dict[str, tuple[Amount, Amount]]
+    """Stage → what is left of it, expected and at most. Models of one stage are asked together: its hours are the slowest's."""
+    total: tuple[Amount, Amount]
+    """Expected and at most; one stage after the other."""
+    paid: int
+    """Calls that the run has paid for, or may have, so far."""
+    warnings: tuple[str, ...] = field(default=())
+    """What will stop the run, or makes the numbers incomplete, in words."""
+
+
+def forecast(config: Config, todo: Sequence[str], progress: Progress = SILENT) -> Forecast:
+    """What the stages `todo`, all those that a run has still to do, will ask for.
+
+    Reads the prompts once: of the finished stage, or gathered now. Writes nothing.
+
+    Raises:
+        InputError: a prompt file cannot be used.
+        JournalError: the run's journal cannot be read.
+    """
+    prompts = plan.asked_prompts(config, todo, progress)
+    path = config.run.dir / JOURNAL_FILE
+    if not path.is_file():
+        return _forecast(config, todo, prompts, lambda model, purpose: Seen())
+    with Journal(path) as journal:
+        return _forecast(config, todo, prompts, cache(partial(_seen, journal)))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the journal has of one model and purpose."""
+
+    answered: int = 0
+    paid: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency_s: float = 0.0
+    """Summed over the answered calls."""
+
+
+Used = Callable[[str | None, str | None], Seen]
+"""Name of a model and purpose (None: any) → what the journal has of them."""
+
+
+def _seen(journal: Journal, model: str | None, purpose: str | None) -> Seen:
+    usage = journal.usage(model=model, purpose=purpose)
+    return Seen(usage.answered, usage.paid, usage.prompt_tokens, usage.completion_tokens, usage.latency_s)
+
+
+def _forecast(config: Config, todo: Sequence[str], prompts: Sequence[Prompt], used: Used) -> Forecast:
+    most = plan.count(config, _ORDER, prompts)
+    likely = plan.count(_with_likely_lengths(config, used), _ORDER, prompts)
+    left = Counter({at: used(*at).answered for at in {_at(config, c) for c in most}})
+    lines = []
+    for calls, expected in zip(most, likely, strict=True):
+        at = _at(config, calls)
+        answered = min(calls.calls, left[at])
+        left[at] -= answered
+        if _stage(calls) in todo:
+            lines.append(_line(config, calls, expected, answered, used(*at)))
+    stages = {stage: _both([line for line in lines if _stage(line) == stage], max) for stage in dict.fromkeys(map(_stage, lines))}
+    total = (
+        _sum([expected for expected, _ in stages.values()], sum),
+        _sum([at_most for _, at_most in stages.values()], sum),
+    )
+    paid = used(None, None).paid
+    return Forecast(tuple(lines), stages, total, paid, tuple(_warnings(config, lines, paid)))
+
+
+_ORDER = ("responses", "ranking", "evaluate")
+"""In which the stages ask: what the journal answers is counted for the earlier one first."""
+
+
+def _at(config: Config, calls: Calls) -> tuple[str, str]:
+    """The model name and the purpose under which the journal has these calls."""
+    purpose = "judge" if config.ranking is not None and calls.model == config.ranking.judge and _judges(calls) else "respond"
+    return journal_name(calls.model, config.models[calls.model]), purpose
+
+
+def _judges(calls: Calls) -> bool:
+    return calls.stage != "responses"
+
+
+def _stage(counted: Calls | Line) -> str:
+    """A stage may have a line of calls that it makes only about some prompts: "ranking contested" is of the stage ranking."""
+    return counted.stage.partition(" ")[0]
+
+
+# ── expected lengths ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _with_likely_lengths(config: Config, used: Used) -> Config:
+    """The settings with the length that replies are expected to have in place of the longest allowed: counting with them gives
+    expected tokens, those of the judge's prompts (which hold the answers) included."""
+    models: dict[str, Any] = dict(config.models)
+    for name, model in config.models.items():
+        if isinstance(model, MicroworldJudge):
+            continue
+        tokens = _reply_tokens(used(journal_name(name, model), "respond"), model.sampling.max_tokens, ASSUMED_REPLY_TOKENS)
+        models[name] = model.model_copy(update={"sampling": model.sampling.model_copy(update={"max_tokens": tokens})})
+    changed: dict[str, Any] = {"models": models}
+    ranking, policy = config.ranking, config.policy
+    if ranking is not None:
+        spent = used(journal_name(ranking.judge, config.models[ranking.judge]), "judge")
+        tokens = _reply_tokens(spent, ranking.max_tokens, ASSUMED_VERDICT_TOKENS)
+        changed["ranking"] = ranking.model_copy(update={"max_tokens": tokens})
+    sampling = policy.sampling.model_copy(update={"max_tokens": min(policy.sampling.max_tokens, ASSUMED_REPLY_TOKENS)})
+    changed["policy"] = policy.model_copy(update={"sampling": sampling})
+    return config.model_copy(update=changed)
+
+
+def _reply_tokens(spent: Seen, longest: int, assumed: int) -> int:
+    if spent.answered >= ENOUGH_ANSWERS and spent.completion_tokens:
+        return min(longest, -(-spent.completion_tokens // spent.answered))
+    return min(longest, assumed)
+
+
+# ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _line(config: Config, most: Calls, likely: Calls, answered: int, spent: Seen) -> Line:
+    """`most` and `likely` are counts of all the stage's calls; the line is about those that are not answered."""
+    left = most.calls - answered
+    observed = spent.answered >= ENOUGH_ANSWERS
+    every = max(1, most.calls)
+    prompt = likely.prompt_tokens / every
+    if observed and spent.prompt_tokens:
+        prompt = spent.prompt_tokens / spent.answered
+    reply = likely.completion_tokens / every
+    longest = most.completion_tokens / every
+    pace = spent.latency_s / spent.answered if observed and spent.latency_s else _assumed_latency(reply)
+    slowest = max(pace, _assumed_latency(longest))
+    likely_left = left if most.stage == _stage(most) else round(left * ASSUMED_CONTESTED)
+    repeats = config.ranking.retries * most.calls if _at(config, most)[1] == "judge" and config.ranking is not None else 0
+    more = left + (most.further_calls or repeats)
+    return Line(
+        stage=most.stage,
+        model=most.model,
+        kind=most.kind,
+        calls=most.calls,
+        answered=answered,
+        expected=_amount(config, most.model, likely_left, prompt, reply, pace),
+        most=_amount(config, most.model, more, max(prompt, most.prompt_tokens / every), longest, slowest),
+        basis="journal" if observed else "assumed",
+    )
+
+
+def _assumed_latency(tokens: float) -> float:
+    return ASSUMED_SECONDS + tokens / ASSUMED_TOKENS_PER_SECOND
+
+
+def _amount(config: Config, label: str, calls: int, prompt: float, reply: float, latency_s: float) -> Amount:
+    """`calls` calls with that many tokens each."""
+    model = config.models[label]
+    price: Price | None = model.price if hasattr(model, "price") else None
+    in_flight: int | None = model.in_flight if hasattr(model, "in_flight") else None
+    prompt_tokens, completion_tokens = round(calls * prompt), round(calls * reply)
+    return Amount(
+        calls=calls,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        dollars=None if price is None else price.dollars(prompt_tokens, completion_tokens),
+        hours=None if in_flight is None else calls * latency_s / in_flight / 3600,
+    )
+
+
+def _both(lines: Sequence[Line], hours: Callable[[Iterable[float]], float]) -> tuple[Amount, Amount]:
+    return _sum([line.expected for line in lines], hours), _sum([line.most for line in lines], hours)
+
+
+def _sum(amounts: Sequence[Amount], hours: Callable[[Iterable[float]], float]) -> Amount:
+    """All of them; what is not known of any is not known, what is known of some is summed."""
+    known_dollars = [a.dollars for a in amounts if a.dollars is not None]
+    known_hours = [a.hours for a in amounts if a.hours is not None]
+    return Amount(
+        calls=sum(a.calls for a in amounts),
+        prompt_tokens=sum(a.prompt_tokens for a in amounts),
+        completion_tokens=sum(a.completion_tokens for a in amounts),
+        dollars=sum(known_dollars) if known_dollars else None,
+        hours=hours(known_hours) if known_hours else None,
+    )
+
+
+def _warnings(config: Config, lines: Sequence[Line], paid: int) -> Iterable[str]:
+    """A budget that will not last, and models whose price is not known although others have one."""
+    served = [line for line in lines if hasattr(config.models[line.model], "in_flight")]
+    left, most = sum(line.expected.calls for line in served), sum(line.most.calls for line in served)
+    budget = config.run.budget_calls
+    if budget is not None and paid + left > budget:
+        yield f"exceeds run.budget_calls = {budget:,}: {paid:,} calls are paid for, {left:,} are to come; the run will stop there"
+    elif budget is not None and paid + most > budget:
+        yield (
+            f"may exceed run.budget_calls = {budget:,}: {paid:,} calls are paid for, {left:,} are to come, and at most {most:,} "
+            "with those that have to be repeated"
+        )
+    unpriced = dict.fromkeys(line.model for line in served if line.expected.dollars is None and line.expected.calls)
+    if unpriced:
+        yield f"no price is set for {', '.join(unpriced)}: the dollars leave them out (models.NAME.price)"
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rows(found: Forecast) -> list[dict[str, Any]]:
+    """One row per line, then one per stage with several models, then the total: for a table. Dollars and hours only where
+    some are known."""
+    listed = [
+        _row(line.stage, line.model, line.calls, line.answered, line.expected, line.most, line.basis) for line in found.lines
+    ]
+    for stage, (expected, most) in found.stages.items():
+        own = [line for line in found.lines if _stage(line) == stage]
+        if len(own) > 1:
+            calls, answered = sum(line.calls for line in own), sum(line.answered for line in own)
+            listed.append(_row(stage, "all", calls, answered, expected, most, ""))
+    if len(found.stages) > 1:
+        calls, answered = sum(line.calls for line in found.lines), sum(line.answered for line in found.lines)
+        listed.append(_row("all", "all", calls, answered, *found.total, ""))
+    empty = {name for name in ("dollars", "hours", "most dollars", "most hours") if all(row[name] is None for row in listed)}
+    return [{name: cell for name, cell in row.items() if name not in empty} for row in listed]
+
+
+def _row(stage: str, model: str, calls: int, answered: int, expected: Amount, most: Amount, basis: str) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "model": model,
+        "calls": calls,
+        "answered": answered,
+        "prompt tokens": expected.prompt_tokens,
+        "reply tokens": expected.completion_tokens,
+        "dollars": _rounded(expected.dollars),
+        "hours": _rounded(expected.hours),
+        "most calls": most.calls,
+        "most tokens": most.prompt_tokens + most.completion_tokens,
+        "most dollars": _rounded(most.dollars),
+        "most hours": _rounded(most.hours),
+        "lengths": basis,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def as_json(found: Forecast) -> dict[str, Any]:
+    """Everything as plain JSON."""
+    return {
+        "calls": [asdict(line) for line in found.lines],
+        "stages": {stage: {"expected": asdict(a), "most": asdict(b)} for stage, (a, b) in found.stages.items()},
+        "total": {"expected": asdict(found.total[0]), "most": asdict(found.total[1])},
+        "paid": found.paid,
+        "warnings": list(found.warnings),
+    }
