@@ -79,6 +79,9 @@ def config_page() -> str:
         if name == "models":
             parts.append("## [models.NAME]\n")
             parts.append(f"{field['description']} `type` says how it answers.\n")
+        elif name == "keys":
+            parts.append("## [keys.NAME]\n")
+            parts.append(f"{field['description']}\n")
         else:
             parts.append(f"## [{name}]\n")
         for definition in definitions:
@@ -89,7 +92,8 @@ def config_page() -> str:
 def _definitions(field: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
     """The section classes that a field may hold."""
     if "$ref" in field:
-        return [schema["$defs"][field["$ref"].rsplit("/", 1)[1]]]
+        definition = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
+        return [definition] if "properties" in definition else []
     for key in ("anyOf", "oneOf", "allOf"):
         if key in field:
             return [d for branch in field[key] for d in _definitions(branch, schema)]
@@ -138,7 +142,8 @@ def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return " or ".join(_type(b, schema) for b in field["anyOf"] if b.get("type") != "null")
     if _definitions(field, schema):
         return "list of tables" if field.get("type") == "array" else "table"
-    kind = {"array": "list", "string": "text", "boolean": "true or false"}.get(field.get("type", ""), field.get("type", ""))
+    words = {"array": "list", "object": "table", "string": "text", "boolean": "true or false"}
+    kind = words.get(field.get("type", ""), field.get("type", ""))
     kind = "path" if field.get("format") == "path" else kind
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]

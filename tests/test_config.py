@@ -115,9 +115,14 @@ BAD = [
     ('prompts.sources=[{type="file", pth="x", name="n"}]', "'prompts.sources.0.pth'; did you mean 'path'?"),
     ('policy.algorithm={type="ppo", lam=1}', "it does not go with type 'ppo' (known: clip,"),
     ("models.b.type=opnai", "'opnai' is no type of 'models.b'; did you mean 'openai'?"),
-    ("models.c.name=x", "'models.c.type' is required and missing (known: local, microworld-judge, microworld-speaker, openai)"),
+    ("models.c.name=x", "'models.c.type' is required and missing (known: anthropic, local, microworld-judge, micro"),
     ('models.c={type="openai", name="x"}', "'models.c.base_url' is required and missing"),
-    ("models.b.base_url=localhost:8000", "Server address"),
+    ("models.b.base_url=localhost:8000", "'models.b.base_url' is wrong: it must be this: Server address"),
+    ('models.b.base_url=["http://a/v1", "b"]', "'models.b.base_url.1' is wrong: it must be this: Server address"),
+    ("models.b.base_url=[]", "it must have at least 1 entry"),
+    ("models.b.extra={temperature=1}", "'temperature' is set by Starling itself"),
+    ('models.c={type="anthropic", name="x", sampling={temperature=1.5}}', "this API takes 0 to 1"),
+    ("keys.OPENAI_KEY={requests_per_minute=3}", "[keys.OPENAI_KEY] is the api_key_env of no model"),
     ("policy.algorithm.type=ap", "did you mean 'apa'?"),
     ("models.a.checkpoint=bas", "given 'bas'; did you mean 'base'?"),
     ("reward.loss=placket_luce", "did you mean 'plackett_luce'?"),
@@ -214,6 +219,20 @@ def test_a_key_pasted_in_place_of_its_name_is_not_repeated(tmp_path: Path) -> No
         load_config(tmp_path / "c.toml")
     assert "sk-secret" not in str(caught.value)
     assert "Name of the environment variable" in str(caught.value)
+
+
+def test_one_address_and_one_key_are_lists_of_one(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(TINY)
+    overrides = ("models.b.api_key_env=KEY", "keys.KEY.requests_per_minute=60")
+    config = load_config(tmp_path / "c.toml", overrides)
+    model = config.models["b"]
+    assert isinstance(model, OpenAIModel)
+    assert model.api_key_env == ("KEY",)
+    assert len(model.base_url) == 1
+    assert config.keys["KEY"].requests_per_minute == 60
+    two = load_config(tmp_path / "c.toml", ('models.b.api_key_env=["A", "B"]', 'models.b.base_url=["http://a/v1", "http://b/v1"]'))
+    assert isinstance(two.models["b"], OpenAIModel)
+    assert (two.models["b"].api_key_env, two.models["b"].base_url) == (("A", "B"), ("http://a/v1", "http://b/v1"))
 
 
 def test_a_password_in_the_address_is_refused_and_not_repeated(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def explain(problems: Sequence[ErrorDetails], tree: Mapping[str, Any], schema: S
     problems = [p for p in problems if p["type"] != "too_short" or sum(loc[: len(p["loc"])] == p["loc"] for loc in inner) == 1]
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     location = _without_tags(first["loc"], tree)
+    if location and isinstance(location[-1], int) and isinstance(_raw_at(location[:-1], tree), str):
+        location = location[:-1]  # one text in place of a list
     dotted = ".".join(str(part) for part in location)
     more = ""
     if len(problems) > 1:
@@ -132,6 +134,9 @@ def _node_at(location: Location, tree: Mapping[str, Any], schema: Schema) -> Sch
 
 
 def _node_text(location: Location, tree: Mapping[str, Any], schema: Schema) -> str:
+    """The sentence under a setting; the entries of a list have that of the list."""
+    while location and isinstance(location[-1], int):
+        location = location[:-1]
     return str(_node_at(location, tree, schema).get("description", "see the schema")).rstrip(".")
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from starling import prompts
 from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
-from starling.config import Config, LocalModel, MicroworldJudge, OpenAIModel, secret
+from starling.config import Config, LocalModel, MicroworldJudge, ServerModel, secret
 from starling.errors import ConfigError, InputError, MissingExtra
 from starling.judge.modes import calls_per_order
 from starling.judge.rubric import Rubric, prompt_chars, rubric_of
@@ -34,6 +34,7 @@ from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
+from starling.wire import model_ref
 
 CHARS_PER_TOKEN = 4
 
@@ -91,9 +92,10 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
     identities: dict[str, str] = {}
     for name in names:
         model = config.models[name]
-        if isinstance(model, OpenAIModel):
-            secret(model.api_key_env)
-            identity = f"{model.name} {model.sampling} {model.system!r}"
+        if isinstance(model, ServerModel):
+            for env in model.api_key_env:
+                secret(env)
+            identity = f"{model_ref(model)} {model.system!r}"
         elif isinstance(model, LocalModel):
             _check_folder(f"models.{name}.path", str(model.path))
             identity = f"{model.path} {model.sampling} {model.system!r}"

@@ -102,7 +102,7 @@ class Sampling(Record):
 class ModelRef(Record):
     """Which model answered, precisely enough to ask it again."""
 
-    provider: str = Field(description="Kind of endpoint: openai, local, microworld-judge, scripted.")
+    provider: str = Field(description="Kind: openai, openai-completions, anthropic, local, microworld-judge, scripted.")
     name: str = Field(description="The model's name as its provider knows it, or a label for a local folder.")
     revision: str = Field(default="", description="Version, commit or artifact fingerprint, when known.")
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")

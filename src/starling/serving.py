@@ -1,6 +1,6 @@
 """From [models] in the settings to endpoints: the one place that knows which kind of model answers in which way.
 
-    openai               HttpEndpoint    a server
+    openai, anthropic    HttpEndpoint    a server; models that name the same key share its limits
     local                BatchEndpoint   a transformers folder, sampled here
     microworld-speaker   BatchEndpoint   a folder that the world stage trained
     microworld-judge     ScriptedEndpoint
@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from starling.artifacts import open_artifact
-from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, OpenAIModel, journal_name
+from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, ServerModel, journal_name
 from starling.content import content_of
-from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, Reply, Request, ScriptedEndpoint
+from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, KeyRing, Reply, Request, ScriptedEndpoint
 from starling.journal import Budget, Journal
 from starling.records import ModelRef, content_hash
 from starling.rundir import JOURNAL_FILE as JOURNAL_FILE
@@ -38,6 +38,7 @@ class Endpoints:
         self._made: dict[str, Endpoint] = {}
         self._new_journal = not self._path.exists()
         self._loaded = _OneEngine(config)
+        self._keys = KeyRing(config.keys)
 
     def __enter__(self) -> Endpoints:
         return self
@@ -70,8 +71,8 @@ class Endpoints:
         if self._journal is None:
             run = self._config.run
             self._journal = Journal(self._path, Budget(run.budget_calls, run.budget_tokens, run.budget_dollars))
-        if isinstance(settings, OpenAIModel):
-            return HttpEndpoint(name, settings, self._journal)
+        if isinstance(settings, ServerModel):
+            return HttpEndpoint(name, settings, self._journal, self._keys)
         if isinstance(settings, MicroworldJudge):
             from starling.microworld import judge  # the only kind of judge that is code of ours
 

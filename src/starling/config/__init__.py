@@ -34,6 +34,8 @@ from starling.config.evaluation import (
     Terms,
 )
 from starling.config.models import (
+    AnthropicModel,
+    KeySection,
     LocalModel,
     MicroworldJudge,
     MicroworldSection,
@@ -42,6 +44,7 @@ from starling.config.models import (
     OpenAIModel,
     Price,
     RunSection,
+    ServerModel,
     journal_name,
 )
 from starling.config.prompts import (
@@ -68,12 +71,14 @@ __all__ = [
     "APA",
     "PPO",
     "Algorithm",
+    "AnthropicModel",
     "BenchmarkSet",
     "Config",
     "DatasetSection",
     "DecontaminationSection",
     "EvaluateSection",
     "FilePrompts",
+    "KeySection",
     "LocalModel",
     "MicroworldJudge",
     "MicroworldPrompts",
@@ -95,6 +100,7 @@ __all__ = [
     "RewardSection",
     "RunSection",
     "Section",
+    "ServerModel",
     "Terms",
     "fingerprint",
     "journal_name",
@@ -110,6 +116,9 @@ class Config(Section):
     run: RunSection
     microworld: MicroworldSection | None = None
     models: dict[str, Model] = Field(default_factory=dict, description="Every model of the run by name.")
+    keys: dict[str, KeySection] = Field(
+        default_factory=dict, description="Limits of API keys, by the environment variable that holds the key."
+    )
     prompts: PromptsSection | None = None
     responses: ResponsesSection | None = None
     ranking: RankingSection | None = None
@@ -133,6 +142,10 @@ class Config(Section):
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")
+        used = {env for m in self.models.values() if isinstance(m, ServerModel) for env in m.api_key_env}
+        for name in self.keys:
+            if name not in used:
+                raise ValueError(f"[keys.{name}] is the api_key_env of no model{nearest(name, used)}")
         for member in self.responses.members if self.responses else ():
             sampling = getattr(self.models[member.model], "sampling", None)
             if member.samples > 1 and sampling is not None and sampling.temperature == 0:
