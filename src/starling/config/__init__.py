@@ -35,6 +35,7 @@ from starling.config.evaluation import (
     PublishSection,
 )
 from starling.config.models import (
+    BatchSection,
     LocalModel,
     MicroworldJudge,
     MicroworldSection,
@@ -58,6 +59,7 @@ __all__ = [
     "APA",
     "PPO",
     "Algorithm",
+    "BatchSection",
     "Config",
     "DatasetSection",
     "EvaluateSection",

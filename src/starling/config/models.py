@@ -35,6 +35,21 @@ class RunSection(Section):
 # ── models behind endpoints ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+class BatchSection(Section):
+    """How a model is asked through its provider's batch API: files out and in, half the price, answers within a day."""
+
+    requests: int = Field(
+        default=50_000, gt=0, le=100_000, description="Most requests per file (OpenAI allows 50,000, Anthropic 100,000)."
+    )
+    bytes: int = Field(
+        default=200_000_000, gt=0, le=256_000_000, description="Most bytes per file (OpenAI allows 200 MB, Anthropic 256 MB)."
+    )
+    poll_s: float = Field(
+        default=60.0, ge=1.0, description="Longest pause between two looks at a batch, in seconds; the first come sooner."
+    )
+    discount: float = Field(default=0.5, ge=0, lt=1, description="Share of the price that the provider takes off (both: half).")
+
+
 class OpenAIModel(Section):
     """A model behind an OpenAI-compatible chat server: OpenAI, vLLM, SGLang, Ollama, a gateway."""
 
@@ -51,6 +66,9 @@ class OpenAIModel(Section):
     in_flight: int = Field(default=64, gt=0, description="Most calls in flight at once.")
     timeout_s: float = Field(default=120.0, gt=0, description="Seconds until one attempt is given up (Starling: 100).")
     attempts: int = Field(default=5, gt=0, description="Attempts per call before it becomes a named failure.")
+    batch: BatchSection | None = Field(
+        default=None, description="Ask through the provider's batch API: {}, or a section with limits. Default: one by one."
+    )
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
 
 

@@ -1,0 +1,347 @@
+"""`BatchApiEndpoint`: a model that is asked through its provider's batch API.
+
+One pass over the requests fills file after file and starts a batch with each; then all are waited for; what failed and may go
+better another time makes up the next pass. A pass leaves out what is answered, what waits in a batch (also one that an earlier
+process started) and what has failed for good, so it needs to remember nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from starling.batches.lifecycle import Clock, Lifecycle, QueueFull, is_queue_full
+from starling.batches.results import Outcome, Results
+from starling.batches.shards import Feed, Limits, Shards, chunks
+from starling.batches.wire import Http, NoReply, OpenAIBatches, Refusal, View
+from starling.call import Reply, Request, failed_reply, parse_reply, payload_of
+from starling.config import OpenAIModel, secret
+from starling.endpoint import RETRY_STATUS, UNUSABLE_STATUS, _run
+from starling.errors import EndpointError
+from starling.journal import Batch, Journal, Rejection, Spend, StoredReply
+from starling.progress import SILENT, Progress
+from starling.records import ModelRef
+
+FIRST_POLL_S = 5.0
+"""The first look at a new batch; small ones end within a minute."""
+PATIENCE_S = 3600.0
+"""A server that gives no usable answer for so long is given up; its batches run on."""
+FEWEST_REQUESTS = 100
+"""Files are not made smaller than this because the provider's queue is small."""
+
+
+class BatchApiEndpoint:
+    """A model behind a provider's batch API: half the price, answers within a day.
+
+    The identity of its calls is that of the same model behind `HttpEndpoint`, so answers from one serve the other. Interrupting
+    it leaves the batches running; asking the same requests again collects them.
+
+    Args:
+        name: label of the model in the pool, for messages.
+        settings: address, key, sampling and, in `batch`, the limits of a file.
+        journal: the run's journal.
+        clock: time; another one in tests.
+    """
+
+    def __init__(self, name: str, settings: OpenAIModel, journal: Journal, clock: Clock | None = None) -> None:
+        self.name = name
+        self.model = ModelRef(provider="openai", name=settings.name, sampling=settings.sampling)
+        self._settings = settings
+        self._journal = journal
+        self._clock = clock or Clock()
+        self._limit_name = "max_tokens"
+
+    def ask_all(self, requests: Collection[Request], progress: Progress = SILENT) -> Iterator[Reply]:
+        """As `Endpoint.ask_all`; it may take a day.
+
+        Raises:
+            BudgetError: the budget allows no further file; what was sent before has been collected.
+            EndpointError: the provider refuses a batch, or cannot be reached.
+        """
+        work = _Work(self, requests, progress)
+        _run(work.run())
+        progress.advance(max(0, len(requests) - work.shown))
+        return self._replies(requests)
+
+    def complete_all(self, requests: Collection[Request], progress: Progress = SILENT) -> list[Reply]:
+        return list(self.ask_all(requests, progress))
+
+    def _replies(self, requests: Collection[Request]) -> Iterator[Reply]:
+        for part in chunks(requests):
+            keys = [request.key for request in part]
+            stored = self._journal.get_many(keys)
+            tried = self._journal.batches.tried([k for k in keys if k not in stored], 0)
+            for key in keys:
+                reply = parse_reply(stored[key].body, key) if key in stored else None
+                if reply is None and key in stored:
+                    self._journal.write([Rejection(key=key, reason="not a chat completion")])
+                error = tried[key].error if key in tried else "the stored reply is no chat completion"
+                yield reply or failed_reply(key, error)
+
+
+class _Work:
+    """One `ask_all`."""
+
+    def __init__(self, endpoint: BatchApiEndpoint, requests: Collection[Request], progress: Progress) -> None:
+        settings, self._journal, self._clock = endpoint._settings, endpoint._journal, endpoint._clock
+        assert settings.batch is not None
+        self._endpoint = endpoint
+        self._settings = settings
+        self._batch = settings.batch
+        self._requests = requests
+        self._progress = progress
+        self._table = self._journal.batches
+        self._secret = secret(settings.api_key_env)
+        self._server = settings.base_url.rstrip("/")
+        self._where = f"model {endpoint.name} at {self._server}"
+        headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
+        self._http = Http(self._server, headers, settings.timeout_s, self._clean)
+        self._api = OpenAIBatches(self._http)
+        self._shards = Shards(self._journal, self._api, settings.name, self._server, self._payload, self._most)
+        self._results = Results(self._journal, self._read, self._spent)
+        self._life = Lifecycle(self._journal, self._api, self._shards, settings.attempts, self._where, self._clock)
+        self._running: dict[int, Batch] = {}
+        self._finished: dict[int, int] = {}
+        """Requests that have come to an end, by running batch."""
+        self._queued: list[Batch] = []
+        """Batches that the provider's queue has no room for."""
+        self._before = self._table.newest()
+        """Batches after this row belong to this asking."""
+        self._most_requests = self._batch.requests
+        self._collected = 0
+        self._contact = self._clock.now()
+        self._pause_s = FIRST_POLL_S
+        self._last = ""
+        self.shown = 0
+
+    async def run(self) -> None:
+        """Ask everything; when this returns, nothing is under way."""
+        async with self._http:
+            await self._take_over()
+            while await self._send_all() or self._running or self._queued:
+                while self._running or self._queued:
+                    await self._wait()
+        self._shards.tidy()
+
+    # ── the dialect of the model, the one place that knows it ────────────────────────────────────────────────────────
+
+    def _payload(self, request: Request) -> bytes:
+        return payload_of(request, self._endpoint._limit_name)
+
+    def _most(self, request: Request) -> Spend:
+        chars = sum(len(m.content) for m in request.messages)
+        return Spend(tokens=chars // 4 + 1 + request.model.sampling.max_tokens)
+
+    def _spent(self, reply: Reply) -> Spend:
+        return Spend(tokens=(reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
+
+    def _read(self, line: bytes) -> tuple[str, StoredReply] | None:
+        if len(self._secret or "") >= 8:  # short keys are placeholders such as "EMPTY", which may well occur in a reply
+            line = line.replace((self._secret or "").encode(), b"[key]")
+        found = self._api.read(line)
+        if found is not None and found[1].status == 400 and "max_completion_tokens" in found[1].body:
+            self._endpoint._limit_name = "max_completion_tokens"  # OpenAI's newer models refuse the old name of this limit
+        return found
+
+    def _worth_retrying(self, status: int, error: str) -> bool:
+        return status in RETRY_STATUS or status in (0, 200) or "max_completion_tokens" in error
+
+    def _clean(self, text: str) -> str:
+        """Servers quote keys in their errors; ours goes nowhere."""
+        return text.replace(self._secret, "[key]") if self._secret else text
+
+    # ── what earlier processes left ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _take_over(self) -> None:
+        """Find the unfinished batches that hold any of the requests, and bring each to where it runs."""
+        found: set[int] = set()
+        for part in chunks(self._requests):
+            keys = [request.key for request in part]
+            answered = self._journal.answered(keys)
+            self._collected += sum(key in answered for key in keys)
+            found |= self._table.open_batches(keys)
+        self._report()
+        for draft in self._table.drafts(self._settings.name, self._server):
+            self._drop(draft, "its file was not finished")
+        batches = [b for b in map(self._table.get, sorted(found)) if b.state != "withdrawn"]
+        self._before = min([self._before, *(b.id - 1 for b in batches)])
+        for batch in batches:
+            if batch.server != self._server:
+                raise EndpointError(
+                    f"Some of these requests wait in a batch at {batch.server}",
+                    where=f"{self._where}, row {batch.id} of batches in {self._journal.path}",
+                    cure="set base_url back to collect it first. " + self._life.surrender(batch),
+                )  # fmt: skip
+            if batch.state == "lost":
+                await asyncio.to_thread(self._results.give_up, batch)
+                self._table.update(batch, state="closed", note="given up")
+            elif batch.state == "running":
+                self._running[batch.id] = batch
+            elif batch.state == "creating" or self._life.can_start(batch):
+                await self._start(batch)
+            else:
+                self._drop(batch, "its file is gone")
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _pending(self) -> Iterator[tuple[Request, int]]:
+        """Requests that are to be asked now, each with the number of its attempt."""
+        for part in chunks(self._requests):
+            requests = {request.key: request for request in part}
+            busy = self._journal.answered(requests) | self._table.waiting(requests)
+            tried = self._table.tried(requests, self._before)
+            for key, request in requests.items():
+                past = tried.get(key)
+                if key in busy or (past and past.count >= self._settings.attempts):
+                    continue
+                if past is None or self._worth_retrying(past.status, past.error):
+                    yield request, past.count + 1 if past else 1
+
+    async def _send_all(self) -> bool:
+        """One pass over the requests; returns whether any was sent."""
+        feed, sent = Feed(self._pending()), False
+        while True:
+            while self._queued:
+                await self._wait()
+            limits = Limits(self._most_requests, self._batch.bytes)
+            batch = await asyncio.to_thread(self._shards.cut, feed, limits)
+            if batch is not None:
+                sent = True
+                await self._start(batch)
+            elif not self._shards.refused:
+                return sent
+            elif self._running:
+                await self._wait()  # what comes back sets free what was set aside for the longest replies
+            else:
+                raise self._journal.budget_error()
+
+    async def _start(self, batch: Batch) -> None:
+        try:
+            self._running[batch.id] = await self._life.start(batch)
+            self._pause_s = FIRST_POLL_S
+        except QueueFull:
+            self._hold(self._table.get(batch.id))
+
+    def _hold(self, batch: Batch) -> None:
+        """The provider's queue is full. When nothing of ours fills it, the file may be too large for it: make smaller ones."""
+        if self._running or batch.requests <= FEWEST_REQUESTS:
+            self._queued.append(batch)
+            return
+        self._most_requests = max(FEWEST_REQUESTS, batch.requests // 2)
+        for large in [batch, *(b for b in self._queued if b.requests > self._most_requests)]:
+            self._drop(large, f"too large for the provider's queue: {batch.note}")
+        self._queued = [b for b in self._queued if b.requests <= self._most_requests]
+        self._last = f"files of {self._most_requests} requests from now on: the provider's queue is small"
+
+    def _drop(self, batch: Batch, why: str) -> None:
+        """Its requests are asked in another file."""
+        self._table.withdraw(batch, why)
+        self._shards.remove(batch)
+
+    # ── back ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _wait(self) -> None:
+        """Until something has changed: a batch has ended, or a queued one has found room."""
+        while True:
+            changed = False
+            for batch in list(self._running.values()):
+                changed |= await self._look(batch)
+            self._report()
+            if self._queued and (changed or not self._running or self._pause_s >= self._batch.poll_s):
+                before = len(self._queued)
+                await self._start(self._queued.pop(0))
+                changed |= len(self._queued) < before
+            if changed:
+                return
+            if self._clock.now() - self._contact > PATIENCE_S:
+                raise EndpointError(
+                    f"The server has given no usable answer about its batches for an hour ({self._last})", where=self._where,
+                    cure="start again later: the batches run on and are collected then",
+                )  # fmt: skip
+            await self._clock.sleep(self._pause_s)
+            self._pause_s = min(self._batch.poll_s, 1.5 * self._pause_s)
+
+    async def _look(self, batch: Batch) -> bool:
+        """Look at a running batch; returns whether it is over."""
+        try:
+            view = await self._api.get(batch.batch_id)
+            if view.phase == "ended" and not view.results and view.succeeded:
+                raise NoReply(f"{batch.batch_id} is {view.status} and shows no results")
+        except NoReply as lost:
+            self._last = str(lost)
+            return False
+        except Refusal as refusal:
+            if refusal.status in (409, 425, 429):
+                self._last = str(refusal)
+                return False
+            raise self._life.unknown(batch, refusal) from None
+        self._contact = self._clock.now()
+        self._finished[batch.id] = view.finished
+        if view.phase == "running":
+            return False
+        del self._running[batch.id]
+        if view.phase == "refused":
+            await self._refused(batch, view)
+        else:
+            await self._collect(batch, view)
+        self._finished.pop(batch.id, None)
+        return True
+
+    async def _refused(self, batch: Batch, view: View) -> None:
+        """The file was refused as a whole, which is free."""
+        if is_queue_full(0, view.complaints):
+            self._hold(self._life.queue_full(batch, view))
+            return
+        words = "; ".join(f"{c.code}: {c.message}" for c in view.complaints[:3]) or view.status
+        if not await asyncio.to_thread(self._results.refuse, batch, view.complaints):
+            self._life.refused(batch, words)
+        self._table.update(batch, state="refused", note=words)
+
+    async def _collect(self, batch: Batch, view: View) -> None:
+        """Fetch the results and store them; done twice it changes nothing."""
+        file = self._shards.results(batch)
+        file.unlink(missing_ok=True)
+        for address in view.results:
+            await self._fetch(batch, address, file)
+        if not batch.sure and not (file.exists() and self._results.is_of(batch, file)):
+            file.unlink(missing_ok=True)
+            await self._start(self._life.mistaken(batch))
+            return
+        outcome = await asyncio.to_thread(self._results.store, batch, view, file if file.exists() else None)
+        self._collected += outcome.answered
+        self._last = f"batch {batch.id} {view.status}: {outcome}"
+        self._table.update(batch, state="done", sure=1, note=f"{view.status}: {outcome}")
+        file.unlink(missing_ok=True)
+        self._shards.remove(batch)
+        self._check_usable(outcome)
+
+    async def _fetch(self, batch: Batch, address: str, file: Path) -> None:
+        try:
+            await self._life.patiently(lambda: self._http.fetch(address, file))
+        except Refusal as refusal:
+            raise self._life.unknown(batch, refusal) from None
+
+    def _check_usable(self, outcome: Outcome) -> None:
+        """When every line failed for a reason that is no line's own, going on would fail everything."""
+        if outcome.failed and not outcome.answered and set(outcome.statuses) <= set(UNUSABLE_STATUS):
+            status = next(iter(outcome.statuses))
+            raise EndpointError(
+                f"The server {UNUSABLE_STATUS[status]}: all {outcome.failed} requests of a batch failed with HTTP {status}",
+                where=self._where, cure="check name, api_key_env and the account, then start again; the failures cost nothing",
+            )  # fmt: skip
+
+    def _report(self) -> None:
+        """Tell the progress; it never goes back, though some of what has finished may have failed and be asked again."""
+        done = min(len(self._requests), self._collected + sum(self._finished.values()))
+        under_way = [b for b in self._running.values() if b.sent]
+        parts = [self._last] if self._last else []
+        if under_way:
+            since = time.strftime("%d %b %H:%M", time.localtime(min(b.sent for b in under_way)))
+            count = f"{len(under_way)} batches" if len(under_way) > 1 else "1 batch"
+            parts.append(f"{count} under way, sent from {since} on; when stopped, the same command collects them")
+        if self._queued:
+            parts.append(f"{len(self._queued)} wait for room in the provider's queue")
+        self._progress.advance(max(0, done - self.shown), "; ".join(parts))
+        self.shown = max(self.shown, done)
