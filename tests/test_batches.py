@@ -19,12 +19,15 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
 from starling.batches import BatchApiEndpoint, Clock, lifecycle, shards, wire
-from starling.call import Reply, Request
-from starling.config import Config, OpenAIModel
-from starling.errors import BudgetError, ConfigError, EndpointError
+from starling.call import Failure, Reply, Request
+from starling.config import AnthropicModel, Config, OpenAIModel
+from starling.endpoint import ScriptedEndpoint, ask_together
+from starling.errors import BudgetError, ConfigError, EndpointError, JournalError
 from starling.journal import Budget, Intent, Journal
+from starling.journal.batches import BatchTable
 from starling.progress import Silent
 from starling.records import Finish, Message, ModelRef
 from starling.serving import Endpoints
@@ -352,9 +355,9 @@ class Died(Exception):
     """The process ends here."""
 
 
-STEPS = [
-    (Journal, "write"), ("table", "open"), ("table", "update"), ("table", "withdraw"), (wire.OpenAIBatches, "upload"),
-    (wire.OpenAIBatches, "create"), (wire.OpenAIBatches, "get"), (wire.Http, "fetch"), (shards.Shards, "remove"),
+STEPS: list[tuple[type, tuple[str, ...]]] = [
+    (Journal, ("write",)), (BatchTable, ("open", "update", "withdraw")), (shards.Shards, ("remove",)), (wire.Http, ("fetch",)),
+    (wire.OpenAIBatches, ("upload", "create", "get", "page")), (wire.AnthropicBatches, ("create", "get", "page")),
 ]  # fmt: skip
 
 
@@ -363,12 +366,10 @@ class Crashes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = -1
-        from starling.journal.batches import BatchTable
-
-        for owner, name in STEPS:
-            kind = BatchTable if owner == "table" else owner
-            real = getattr(kind, name)
-            monkeypatch.setattr(kind, name, self._wrap(real, asyncio.iscoroutinefunction(real)))
+        for kind, names in STEPS:
+            for name in names:
+                real = getattr(kind, name)
+                monkeypatch.setattr(kind, name, self._wrap(real, asyncio.iscoroutinefunction(real)))
 
     def tick(self) -> None:
         self.left -= 1
@@ -414,7 +415,7 @@ def crash_everywhere(
         assert not (folder / f"{moment}.batches").exists()
         check()
         if not died:
-            assert moment > 20
+            assert moment > 60, "moments before and after every step were tried"
             return seen
     raise AssertionError("never got through")
 
@@ -424,7 +425,7 @@ def test_a_crash_at_any_moment_neither_pays_twice_nor_loses_anything(
 ) -> None:
     monkeypatch.setattr(shards, "CHUNK", 2)
     crashes = Crashes(monkeypatch)
-    requests = ask(*"abcde")
+    requests = ask(*"abcd")
 
     def begin() -> None:
         serving.provider = Provider()
@@ -432,14 +433,13 @@ def test_a_crash_at_any_moment_neither_pays_twice_nor_loses_anything(
     def check() -> None:
         files = Counter(json.dumps(b["metadata"]) for b in serving.provider.batches.values())
         assert set(files.values()) == {1}, "each file started one batch"
-        assert serving.provider.worked == Counter("abcde"), "and each request was worked on once"
+        assert serving.provider.worked == Counter("abcd"), "and each request was worked on once"
 
     seen = crash_everywhere(
         lambda journal: made(serving, journal, batch={"requests": 3}).complete_all(requests), crashes, tmp_path, begin, check
     )
-    assert [r.text for r in seen[0]] == [f"re {t}" for t in "abcde"]
+    assert [r.text for r in seen[0]] == [f"re {t}" for t in "abcd"]
     assert all(replies == seen[0] for replies in seen)
-    assert len(seen) > 60
 
 
 CHILD = """
@@ -633,7 +633,7 @@ def test_repeated_missing_unknown_and_broken_lines(serving: Serving, provider: P
             "completed: 2 answered, 1 failed, 1 without a line, 4 unknown lines ignored, "
             f"1 answered twice, the first counts ({requests[0].key[:16]})"
         )
-        assert [a.error for a in journal.attempts(requests[2].key) if a] == ["the batch's reply is in no known format", ""]
+        assert [a.error for a in journal.attempts(requests[2].key) if a] == ["the server's reply is in no known format", ""]
         assert journal.usage().paid == 6, "a body that is no reply was paid for, a missing line may have been"
 
 
@@ -895,7 +895,7 @@ def test_both_kinds_of_endpoint_share_answers(serving: Serving, tmp_path: Path) 
 
     with Journal(tmp_path / "j") as journal:
         batch = made(serving, journal)
-        online = HttpEndpoint("label", batch._settings, journal)
+        online = HttpEndpoint("label", batch.settings, journal)
         assert batch.model == online.model
         batch.complete_all(ask("a"))
         assert online.complete_all(ask("a"))[0].text == "re a"
@@ -909,7 +909,6 @@ def test_one_model_per_file(serving: Serving, tmp_path: Path) -> None:
 
 def test_attempts_of_a_batch_are_answered_by_any_process(tmp_path: Path) -> None:
     """The journal's side: `Answer.batch` finds the attempt of another session, and only an unfinished one."""
-    from starling.errors import JournalError
     from starling.journal import Answer, StoredReply, Tokens
 
     answer = Answer(key="k", attempt=0, reply=StoredReply(status=200, body="x"), batch=1)
@@ -924,3 +923,287 @@ def test_attempts_of_a_batch_are_answered_by_any_process(tmp_path: Path) -> None
         assert journal.batches.members(1, ["k"]) == {"k": False}
         with pytest.raises(JournalError, match="never announced"):
             journal.write([answer])
+
+
+# ── Anthropic ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def message(text: str) -> dict[str, Any]:
+    return {
+        "id": "msg_1", "type": "message", "role": "assistant", "content": [{"type": "text", "text": f"re {text}"}],
+        "stop_reason": "end_turn", "usage": {"input_tokens": 3, "output_tokens": 2},
+    }  # fmt: skip
+
+
+def failing(kind: str) -> dict[str, Any]:
+    """What a line that failed has for a result."""
+    return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": f"it is a {kind}"}}}
+
+
+def succeeded(row: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "succeeded", "message": message(asked(row))}
+
+
+class AnthropicProvider:
+    """Anthropic's message batches, which carry nothing of ours but the custom_ids in their results."""
+
+    def __init__(self) -> None:
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.worked: Counter[str] = Counter()
+        self.results: Callable[[dict[str, Any]], dict[str, Any]] = succeeded
+        self.lose = 0
+        self.foreign: list[int] = []
+        """Sizes of other people's batches that appear just after each of ours."""
+        self.headers: list[dict[str, str]] = []
+        self.bodies: list[bytes] = []
+        self.elsewhere = False
+
+    def add(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        ident = f"msgbatch_{len(self.batches) + 1}"
+        counts = {"processing": len(rows), "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
+        self.rows[ident] = rows
+        self.batches[ident] = {
+            "id": ident, "type": "message_batch", "processing_status": "in_progress", "request_counts": counts,
+            "results_url": None,
+        }  # fmt: skip
+        return self.batches[ident]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.headers.append(dict(request.headers))
+        parts = request.path.strip("/").split("/")[3:]
+        if request.method == "POST":
+            self.bodies.append(await request.read())
+            made_one = self.add(json.loads(self.bodies[-1])["requests"])
+            for size in self.foreign:
+                self.add([{"custom_id": f"other-{i}", "params": {"messages": [{"content": "-"}]}} for i in range(size)])
+            if self.lose > 0:
+                self.lose -= 1
+                assert request.transport is not None
+                request.transport.abort()
+            return web.json_response(made_one)
+        if not parts:
+            rows = list(self.batches.values())[::-1]
+            if "after_id" in request.query:
+                rows = rows[[row["id"] for row in rows].index(request.query["after_id"]) + 1 :]
+            most = min(2, int(request.query["limit"]))
+            return web.json_response({"data": rows[:most], "has_more": len(rows) > most})
+        if parts[-1] == "results":
+            lines = [{"custom_id": r["custom_id"], "result": self.results(r)} for r in self.rows[parts[0]]]
+            return web.Response(text="\n".join(json.dumps(line) for line in reversed(lines)))
+        return web.json_response(self.look(parts[0], request.host))
+
+    def look(self, ident: str, host: str) -> dict[str, Any]:
+        batch = self.batches[ident]
+        if batch["processing_status"] != "ended":
+            kinds = Counter(self.results(row)["type"] for row in self.rows[ident])
+            batch |= {"processing_status": "ended", "request_counts": {k: kinds[k] for k in batch["request_counts"]}}
+            batch["results_url"] = f"http://{'elsewhere.invalid' if self.elsewhere else host}/v1/messages/batches/{ident}/results"
+            self.worked.update(asked(row) for row in self.rows[ident] if self.results(row)["type"] == "succeeded")
+        return batch
+
+
+@pytest.fixture
+def anthropic(serving: Serving) -> AnthropicProvider:
+    serving.provider = AnthropicProvider()
+    return serving.provider
+
+
+CLAUDE = ModelRef(provider="anthropic", name="m")
+
+
+def claude(serving: Serving, journal: Journal, time: Time | None = None, **settings: Any) -> BatchApiEndpoint:
+    given = {"type": "anthropic", "base_url": serving.url, "name": "m", "api_key_env": "TEST_KEY", "attempts": 3, "batch": {}}
+    return BatchApiEndpoint("label", AnthropicModel.model_validate(given | settings), journal, (time or Time()).clock)
+
+
+def ask_claude(*texts: str) -> list[Request]:
+    return [Request(CLAUDE, (Message(role="user", content=text),), 0, "test") for text in texts]
+
+
+def test_message_batches(serving: Serving, anthropic: AnthropicProvider, tmp_path: Path) -> None:
+    anthropic.elsewhere = True  # results are fetched from the server that has our key anyway
+    requests = ask_claude("a", "b", "a")
+    with Journal(tmp_path / "j") as journal:
+        endpoint = claude(serving, journal)
+        assert endpoint.model == CLAUDE
+        replies = endpoint.complete_all(requests)
+        assert replies == [Reply(f"re {t}", Finish.stop, r.key, "", 3, 2) for t, r in zip("aba", requests, strict=True)]
+        row = journal.batches.get(1)
+        assert (row.state, row.batch_id, row.bytes) == ("done", "msgbatch_1", len(anthropic.bodies[0]))
+    assert json.loads(anthropic.bodies[0]) == {
+        "requests": [
+            {"custom_id": r.key, "params": {"model": "m", "messages": [{"role": "user", "content": t}], "max_tokens": 512}}
+            for t, r in zip("ab", requests, strict=False)
+        ]
+    }
+    assert {h["x-api-key"] for h in anthropic.headers} == {KEY}
+    assert {h["anthropic-version"] for h in anthropic.headers} == {"2023-06-01"}
+
+
+def test_what_becomes_of_messages(serving: Serving, anthropic: AnthropicProvider, tmp_path: Path) -> None:
+    looks: Counter[str] = Counter()
+    kinds = {"bad": failing("invalid_request_error"), "busy": failing("overloaded_error"), "odd": {"type": "new"},
+             "old": {"type": "expired"}, "gone": {"type": "canceled"}}  # fmt: skip
+
+    def results(row: dict[str, Any]) -> dict[str, Any]:
+        looks[asked(row)] += 1  # twice per batch: for the counts, and for the file
+        again = looks[asked(row)] > 3 and asked(row) != "busy"
+        return kinds[asked(row)] if asked(row) in kinds and not again else succeeded(row)
+
+    anthropic.results = results
+    with Journal(tmp_path / "j") as journal:
+        replies = claude(serving, journal, attempts=2).complete_all(ask_claude("a", *kinds))
+        assert [(r.text, r.error, r.failure) for r in replies] == [
+            ("re a", "", None),
+            ("", "HTTP 400: it is a invalid_request_error", Failure.bad_request),
+            ("", "HTTP 529: it is a overloaded_error", Failure.server_error),
+            ("re odd", "", None), ("re old", "", None), ("re gone", "", None),
+        ]  # fmt: skip
+        assert journal.usage().paid == 1 + 3 + 1, "a result of an unknown kind may have been paid for; the others are free"
+
+
+def test_message_batches_survive_a_crash_at_any_moment(
+    serving: Serving, anthropic: AnthropicProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashes = Crashes(monkeypatch)
+    requests = ask_claude(*"abc")
+
+    def begin() -> None:
+        serving.provider = AnthropicProvider()
+        serving.provider.add([])
+        serving.provider.foreign = [3, 2]
+
+    def check() -> None:
+        ours = Counter(r["custom_id"] for rows in serving.provider.rows.values() for r in rows if "other" not in r["custom_id"])
+        assert ours == Counter(r.key for r in requests), "each request was sent once"
+
+    seen = crash_everywhere(
+        lambda journal: claude(serving, journal, batch={"requests": 2}).complete_all(requests), crashes, tmp_path, begin, check
+    )
+    assert [r.text for r in seen[0]] == ["re a", "re b", "re c"]
+    assert all(replies == seen[0] for replies in seen)
+
+
+def test_a_batch_that_only_looks_like_ours(serving: Serving, anthropic: AnthropicProvider, tmp_path: Path) -> None:
+    """The answer to our creation is lost, and others made batches of the same size, before it and after it."""
+    anthropic.add([{"custom_id": f"older-{i}", "params": {"messages": [{"content": "-"}]}} for i in range(2)])
+    anthropic.lose = 1
+    real = anthropic.add
+
+    def add(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if rows[0]["custom_id"].startswith("other"):
+            return real(rows)
+        real([{"custom_id": f"first-{i}", "params": {"messages": [{"content": "-"}]}} for i in range(2)])
+        return real(rows)
+
+    anthropic.add = add  # type: ignore[method-assign]
+    anthropic.foreign = [2, 5]
+    with Journal(tmp_path / "j") as journal:
+        assert [r.text for r in claude(serving, journal).ask_all(ask_claude("a", "b"))] == ["re a", "re b"]
+        row = journal.batches.get(1)
+        assert (row.state, row.newest, row.others, row.batch_id) == ("done", "msgbatch_1", "msgbatch_2", "msgbatch_3")
+    assert len(anthropic.bodies) == 1
+
+
+def test_a_lost_message_batch_that_never_was(serving: Serving, anthropic: AnthropicProvider, tmp_path: Path) -> None:
+    """Only others look like ours: when all have been looked into, it is created, and nothing has been paid twice."""
+    with Journal(tmp_path / "j") as journal:
+        real = wire.AnthropicBatches.create
+
+        async def die(self: wire.AnthropicBatches, *rest: Any) -> wire.View:
+            raise Died
+
+        wire.AnthropicBatches.create = die  # type: ignore[method-assign]
+        try:
+            with pytest.raises(Died):
+                claude(serving, journal).complete_all(ask_claude("a", "b"))
+        finally:
+            wire.AnthropicBatches.create = real  # type: ignore[method-assign]
+        for _ in range(3):
+            anthropic.add([{"custom_id": f"other-{i}", "params": {"messages": [{"content": "-"}]}} for i in range(2)])
+        assert [r.text for r in claude(serving, journal).ask_all(ask_claude("a", "b"))] == ["re a", "re b"]
+        assert journal.batches.get(1).others.split() == ["msgbatch_1", "msgbatch_2", "msgbatch_3"]
+    assert len(anthropic.bodies) == 1
+
+
+# ── several models, prices ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_several_models_wait_at_the_same_time(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    """Two models' batches are under way together: the second is created before the first has ended."""
+    provider.polls = 3
+    with Journal(tmp_path / "j") as journal:
+        other = ModelRef(provider="openai", name="other")
+        asks = [
+            (made(serving, journal), ask("a", "b")),
+            (ScriptedEndpoint(MODEL, lambda r: "from a script", journal), ask("s")),
+            (made(serving, journal, name="other"), [Request(other, (Message(role="user", content="c"),))]),
+        ]
+        assert [[r.text for r in replies] for replies in ask_together(asks)] == [["re a", "re b"], ["from a script"], ["re c"]]
+    assert provider.most_running == 2
+
+
+def test_one_model_that_cannot_go_on_lets_the_others_finish(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    provider.polls = 3
+    provider.complain = lambda rows: [{"code": "model_not_found", "message": "no"}] if rows[0]["body"]["model"] == "other" else []
+    with Journal(tmp_path / "j") as journal:
+        other = ModelRef(provider="openai", name="other")
+        asks = [
+            (made(serving, journal, name="other"), [Request(other, (Message(role="user", content="c"),))]),
+            (made(serving, journal), ask("a")),
+        ]
+        with pytest.raises(EndpointError, match="model_not_found"):
+            ask_together(asks)
+        assert journal.count() == 1
+
+
+def test_half_the_price(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    """3 prompt and 2 reply tokens at 10 and 100 dollars a million: 230 microdollars, and half of that. Set aside are 2 + 512."""
+    price = {"prompt": 10.0, "completion": 100.0}
+    with Journal(tmp_path / "j", Budget(dollars=0.026)) as journal:
+        made(serving, journal, price=price).complete_all(ask("a"))
+        assert journal.usage().dollars == 115e-6
+        with pytest.raises(BudgetError):
+            made(serving, journal, price=price, batch={"discount": 0}).complete_all(ask("b"))
+        made(serving, journal, price=price, batch={"discount": 0.5}).complete_all(ask("b"))
+        assert journal.usage().dollars == 230e-6
+
+
+def test_a_reply_that_does_not_tell_its_tokens_keeps_what_was_set_aside(
+    serving: Serving, provider: Provider, tmp_path: Path
+) -> None:
+    provider.finish = lambda rows: ("completed", [out(r, 200, completion("x") | {"usage": None}) for r in rows], [])
+    with Journal(tmp_path / "j") as journal:
+        made(serving, journal).complete_all(ask("abc"))
+        assert journal.usage().tokens == 2 + 512
+
+
+def test_two_processes_do_not_start_the_same_batch(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    """The run's lock keeps them apart; should it fail, a row moves on for one of them only."""
+    with Journal(tmp_path / "j") as journal:
+        batch = journal.batches.open("m", serving.url)
+        ours = journal.batches.update(batch, state="uploaded")
+        journal.batches.update(ours, state="creating")
+        with pytest.raises(JournalError, match="Another process has moved a batch on that was uploaded here"):
+            journal.batches.update(ours, state="creating")
+        with pytest.raises(JournalError, match="Another process"):
+            journal.batches.withdraw(ours, "")
+        assert journal.batches.get(batch.id).state == "creating"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"base_url": ["http://a/v1", "http://b/v1"]}, "one base_url and one api_key_env"),
+        ({"api_key_env": ["A", "B"]}, "one base_url and one api_key_env"),
+        ({"batch": {"requests": 50_001}}, "less than or equal to 50000"),
+        ({"batch": {"bytes": 200_000_001}}, "less than or equal to 200000000"),
+        ({"batch": {"discount": 1}}, "less than 1"),
+        ({"batch": True}, "valid dictionary"),
+    ],
+)
+def test_settings_that_cannot_work(changes: dict[str, Any], says: str) -> None:
+    given = {"type": "openai", "base_url": "http://a/v1", "name": "m", "batch": {}}
+    with pytest.raises(ValidationError, match=says):
+        OpenAIModel.model_validate(given | changes)

@@ -1,24 +1,34 @@
-"""One call to a model: what is asked, what came back, and the chat-completions format between the two.
+"""One call to a model: what is asked, what came back, and how a raw reply is read.
 
-Pure functions and frozen values; who sends them is `starling.endpoint`. The format is that of OpenAI's chat completions as
-spoken by vLLM, SGLang, Ollama and the gateways. Local models' replies are written in it too, so that one parser reads the
-whole journal.
+Pure functions and frozen values. What goes over the wire is `starling.wire`, who sends it `starling.server`. Replies are stored
+as received; their own shape says which of three formats they are in, so one parser reads the whole journal:
 
-Departures from that API: lone surrogates in a reply become U+FFFD (they cannot be stored as UTF-8; the journal has the raw
-text), and a finish reason that is not known is a failure with that name rather than "stop".
+    chat         choices[0].message    OpenAI's chat completions, as spoken by vLLM, SGLang, Ollama and the gateways
+    completions  choices[0].text       OpenAI's completions
+    messages     type = "message"      Anthropic's Messages
+
+Local models' replies are written in the first. Departures from those APIs: lone surrogates in a reply become U+FFFD (they cannot
+be stored as UTF-8; the journal has the raw text), a finish reason that is not known is a failure with that name rather than
+"stop", and one space at the beginning of a completion is dropped: it belongs to the marker "Assistant:" before it.
 """
 
 from __future__ import annotations
 
-import email.utils
+import hashlib
 import json
-import math
-import time
 from dataclasses import dataclass
-from functools import cached_property
+from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import Any
 
-from starling.records import Finish, Messages, ModelRef, content_hash
+from starling.records import Finish, Messages, ModelRef, canonical_json
+
+
+@lru_cache(maxsize=256)
+def _dumped(model: ModelRef) -> tuple[dict[str, Any], str]:
+    """A model as plain data and as JSON: the same for a million calls."""
+    dumped = model.model_dump(mode="json")
+    return dumped, canonical_json(dumped)
 
 
 @dataclass(frozen=True)
@@ -35,15 +45,42 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        """64 hex digits: the question's identity in the journal."""
-        return content_hash([self.model.model_dump(mode="json"), [[m.role, m.content] for m in self.messages], self.sample])
+        """64 hex digits: the question's identity in the journal, `content_hash` of model, messages and sample."""
+        messages = canonical_json([[m.role, m.content] for m in self.messages])
+        text = f"[{_dumped(self.model)[1]},{messages},{self.sample}]"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def chars(self) -> int:
+        """Characters of all turns."""
+        return sum(len(m.content) for m in self.messages)
 
     def as_dict(self) -> dict[str, Any]:
         """What the journal keeps of it."""
         return {
-            "model": self.model.model_dump(mode="json"), "messages": [m.model_dump() for m in self.messages],
+            "model": _dumped(self.model)[0], "messages": [{"role": m.role, "content": m.content} for m in self.messages],
             "sample": self.sample, "purpose": self.purpose,
         }  # fmt: skip
+
+
+class Failure(StrEnum):
+    """Why a call has no answer; `Reply.error` says it in words."""
+
+    context_length = "context_length"
+    """The question is longer than the model or its server takes."""
+    bad_request = "bad_request"
+    """The server finds this question wrong; asking again would not help."""
+    rate_limited = "rate_limited"
+    server_error = "server_error"
+    timeout = "timeout"
+    connection = "connection"
+    """No connection, or one that was lost."""
+    not_a_reply = "not_a_reply"
+    """A body in none of the known formats: truncated or malformed JSON, a web page."""
+    too_large = "too_large"
+    """A body beyond `wire.MOST_BYTES`."""
+    unknown_finish = "unknown_finish"
+    """A reply that ended for a reason that Starling does not know."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +94,29 @@ class Reply:
     error: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    failure: Failure | None = None
+    """The kind of failure; None for a reply."""
 
 
-# ── the reply ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the reply ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _FINISH = {
     "stop": Finish.stop, "eos": Finish.stop, "eos_token": Finish.stop, "end_turn": Finish.stop, "stop_sequence": Finish.stop,
     "length": Finish.length, "max_tokens": Finish.length, "model_length": Finish.length,
+    "model_context_window_exceeded": Finish.length,
     "content_filter": Finish.refusal, "refusal": Finish.refusal, "safety": Finish.refusal,
 }  # fmt: skip
-"""OpenAI's own names first; the others are what compatible servers were seen to send."""
+"""OpenAI's and Anthropic's names first; the others are what compatible servers were seen to send."""
 
 
 def parse_reply(body: str, call_id: str) -> Reply | None:
-    """Read a chat completion; None when the text is none at all."""
+    """Read a raw reply; None when the text is none at all. A known format with an unknown end is a failed reply."""
     try:
         data = json.loads(body)
-        choice = data["choices"][0]
-        message, reason = choice["message"], choice.get("finish_reason")
-        content, refusal = message.get("content"), message.get("refusal")
-        if isinstance(content, list):
-            content = "".join(part["text"] for part in content if part.get("type") == "text")
-        usage = data.get("usage") or {}
-        counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-        tokens = [n if isinstance(n, int) and n >= 0 else None for n in counts]
+        if data.get("type") == "message":
+            content, refusal, reason, counts = _parts_of_message(data)
+        else:
+            content, refusal, reason, counts = _parts_of_choice(data)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
     if not isinstance(content, str | None) or not isinstance(reason, str | None):
@@ -89,9 +125,45 @@ def parse_reply(body: str, call_id: str) -> Reply | None:
     if isinstance(refusal, str) and refusal:
         content, finish = content or refusal, Finish.refusal
     if finish is None:
-        return failed_reply(call_id, f"the reply ended for the unknown reason {reason!r}")
-    text = (content or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return Reply(text, finish, call_id, "", *tokens)
+        return failed_reply(call_id, f"the reply ended for the unknown reason {reason!r}", Failure.unknown_finish, counts)
+    text = content or ""
+    if not text.isascii():
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return Reply(text, finish, call_id, "", *counts)
+
+
+Counts = tuple[int | None, int | None]
+"""Tokens of the prompt and of the reply."""
+
+
+def _parts_of_choice(data: dict[str, Any]) -> tuple[Any, Any, Any, Counts]:
+    """Content, refusal, reason of the end and token counts of OpenAI's formats."""
+    choice = data["choices"][0]
+    if "message" in choice:
+        content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+    else:
+        content, refusal = str.removeprefix(choice["text"], " "), None
+    if isinstance(content, list):
+        content = _joined(content)
+    usage = data.get("usage") or {}
+    counts = (_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+    return content, refusal, choice.get("finish_reason"), counts
+
+
+def _parts_of_message(data: dict[str, Any]) -> tuple[Any, Any, Any, Counts]:
+    """The same of Anthropic's format; cached parts of a prompt are counted like the rest of it."""
+    usage = data.get("usage") or {}
+    read = [_count(usage.get(n)) for n in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")]
+    prompt = None if read[0] is None else sum(n or 0 for n in read)
+    return _joined(data["content"]), None, data.get("stop_reason"), (prompt, _count(usage.get("output_tokens")))
+
+
+def _joined(parts: list[Any]) -> str:
+    return "".join(part["text"] for part in parts if part.get("type") == "text")
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def compose_reply(reply: Reply) -> str:
@@ -101,45 +173,6 @@ def compose_reply(reply: Reply) -> str:
     return json.dumps({"choices": [{"message": {"content": reply.text}, "finish_reason": reason}], "usage": usage})
 
 
-def failed_reply(call_id: str, error: str) -> Reply:
+def failed_reply(call_id: str, error: str, failure: Failure, tokens: Counts = (None, None)) -> Reply:
     """A call without an answer, and why."""
-    return Reply("", Finish.error, call_id, error)
-
-
-# ── the wire ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def payload_of(request: Request, limit_name: str) -> bytes:
-    """The JSON that asks it. `limit_name` is the server's name for the limit on reply tokens."""
-    sampling = request.model.sampling
-    payload: dict[str, Any] = {
-        "model": request.model.name, "messages": [{"role": m.role, "content": m.content} for m in request.messages],
-        "temperature": sampling.temperature, limit_name: sampling.max_tokens,
-    }  # fmt: skip
-    if sampling.top_p < 1:
-        payload["top_p"] = sampling.top_p
-    if sampling.stop:
-        payload["stop"] = list(sampling.stop)
-    return json.dumps(payload).encode()
-
-
-def error_message(body: str) -> str:
-    """The server's own words about an error, or the beginning of what it sent."""
-    try:
-        data = json.loads(body)
-        error = data.get("error", data)
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return " ".join(body.split())[:300]
-
-
-def retry_after(header: str) -> float:
-    """Seconds from a Retry-After header: a number or an HTTP date (RFC 9110 §10.2.3); 0 when absent or senseless."""
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return 0.0
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+    return Reply("", Finish.error, call_id, error, *tokens, failure)

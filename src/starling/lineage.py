@@ -30,9 +30,10 @@ MICROWORLD_BASE = "microworld:base"
 KEY_VERSION = 1
 """Raised when a change of the code makes every artifact out of date."""
 
+_MODEL_SPEED = {"api_key_env", "attempts", "base_url", "batch", "idle_timeout_s", "in_flight", "price", "timeout_s"}
 SPEED = {
-    "pool": {"api_key_env", "attempts", "base_url", "batch", "in_flight", "timeout_s"},
-    "judge": {"api_key_env", "attempts", "base_url", "batch", "in_flight", "timeout_s"},
+    "pool": _MODEL_SPEED,
+    "judge": _MODEL_SPEED,
     "reward": {"checkpoint_steps", "micro_tokens"},
     "policy": {"checkpoint_every"},
 }

@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from starling import prompts
-from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, OpenAIModel, secret
+from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, ServerModel, secret
 from starling.errors import ConfigError, InputError, MissingExtra
 from starling.judge.rubric import STARLING, build_prompt
 from starling.lineage import MICROWORLD_BASE, is_world
 from starling.records import Message, Prompt
 from starling.rows import read_rows
+from starling.wire import model_ref
 
 CHARS_PER_TOKEN = 4
 
@@ -79,9 +80,10 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
     identities: dict[str, str] = {}
     for name in names:
         model = config.models[name]
-        if isinstance(model, OpenAIModel):
-            secret(model.api_key_env)
-            identity = f"{model.name} {model.sampling}"
+        if isinstance(model, ServerModel):
+            for env in model.api_key_env:
+                secret(env)
+            identity = str(model_ref(model))
         elif isinstance(model, LocalModel):
             _check_folder(f"models.{name}.path", str(model.path))
             identity = f"{model.path} {model.sampling}"

@@ -1,6 +1,7 @@
 """From [models] in the settings to endpoints: the one place that knows which kind of model answers in which way.
 
-    openai               HttpEndpoint    a server, or with `batch` a BatchApiEndpoint
+    openai, anthropic    HttpEndpoint    a server; models that name the same key share its limits
+                         BatchApiEndpoint, when the settings have a `batch`
     local                BatchEndpoint   a transformers folder, sampled here
     microworld-speaker   BatchEndpoint   a folder that the world stage trained
     microworld-judge     ScriptedEndpoint
@@ -18,9 +19,9 @@ from pathlib import Path
 
 from starling.artifacts import open_artifact
 from starling.batches import BatchApiEndpoint
-from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, OpenAIModel
+from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, ServerModel
 from starling.content import content_of
-from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, Reply, Request, ScriptedEndpoint
+from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, KeyRing, Reply, Request, ScriptedEndpoint
 from starling.errors import ConfigError
 from starling.journal import Budget, Journal
 from starling.records import ModelRef, content_hash
@@ -41,6 +42,7 @@ class Endpoints:
         self._made: dict[str, Endpoint] = {}
         self._new_journal = not self._path.exists()
         self._loaded = _OneEngine(config)
+        self._keys = KeyRing(config.keys)
 
     def __enter__(self) -> Endpoints:
         return self
@@ -73,8 +75,8 @@ class Endpoints:
         if self._journal is None:
             run = self._config.run
             self._journal = Journal(self._path, Budget(run.budget_calls, run.budget_tokens, run.budget_dollars))
-        if isinstance(settings, OpenAIModel):
-            return _behind_server(name, settings, self._journal)
+        if isinstance(settings, ServerModel):
+            return _behind_server(name, settings, self._journal, self._keys)
         if isinstance(settings, MicroworldJudge):
             from starling.microworld import judge  # the only kind of judge that is code of ours
 
@@ -95,7 +97,7 @@ class Endpoints:
         return BatchEndpoint(model, _Lazy(self._loaded, folder, settings.batch), self._journal, settings.batch)
 
 
-def _behind_server(name: str, settings: OpenAIModel, journal: Journal) -> Endpoint:
+def _behind_server(name: str, settings: ServerModel, journal: Journal, keys: KeyRing) -> Endpoint:
     """One by one or in batches; never one by one while a batch may bring the same answers.
 
     Raises:
@@ -110,7 +112,7 @@ def _behind_server(name: str, settings: OpenAIModel, journal: Journal) -> Endpoi
             cure=f"collect them first (--set models.{name}.batch={{}}), or give them up: sqlite3 {journal.path} "
             f"\"UPDATE batches SET state = 'lost' WHERE model = '{settings.name}' AND state IN ('creating', 'running')\"",
         )
-    return HttpEndpoint(name, settings, journal)
+    return HttpEndpoint(name, settings, journal, keys)
 
 
 class _OneEngine:

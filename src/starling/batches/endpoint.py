@@ -12,17 +12,19 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from starling.asking import Asked
 from starling.batches.lifecycle import Clock, Lifecycle, QueueFull, is_queue_full
 from starling.batches.results import Outcome, Results
 from starling.batches.shards import Feed, Limits, Shards, chunks
-from starling.batches.wire import Http, NoReply, OpenAIBatches, Refusal, View
-from starling.call import Reply, Request, failed_reply, parse_reply, payload_of
-from starling.config import OpenAIModel, secret
-from starling.endpoint import RETRY_STATUS, UNUSABLE_STATUS, _run
+from starling.batches.wire import AnthropicBatches, BatchApi, Http, NoReply, OpenAIBatches, Refusal, View
+from starling.call import Failure, Reply, Request, failed_reply
+from starling.config import AnthropicModel, ServerModel, secret
 from starling.errors import EndpointError
-from starling.journal import Batch, Journal, Rejection, Spend, StoredReply
+from starling.journal import Batch, Journal, Spend, StoredReply
+from starling.limits import Ratio
 from starling.progress import SILENT, Progress
-from starling.records import ModelRef
+from starling.server import run_loop
+from starling.wire import UNUSABLE_STATUS, failure_of, headers, model_ref, path, payload, spend, wants_new_limit
 
 FIRST_POLL_S = 5.0
 """The first look at a new batch; small ones end within a minute."""
@@ -32,7 +34,11 @@ FEWEST_REQUESTS = 100
 """Files are not made smaller than this because the provider's queue is small."""
 
 
-class BatchApiEndpoint:
+RETRIED = frozenset({Failure.server_error, Failure.rate_limited, Failure.timeout, Failure.connection, Failure.not_a_reply})
+"""Failures of a line that another batch may cure."""
+
+
+class BatchApiEndpoint(Asked):
     """A model behind a provider's batch API: half the price, answers within a day.
 
     The identity of its calls is that of the same model behind `HttpEndpoint`, so answers from one serve the other. Interrupting
@@ -45,47 +51,47 @@ class BatchApiEndpoint:
         clock: time; another one in tests.
     """
 
-    def __init__(self, name: str, settings: OpenAIModel, journal: Journal, clock: Clock | None = None) -> None:
+    def __init__(self, name: str, settings: ServerModel, journal: Journal, clock: Clock | None = None) -> None:
         self.name = name
-        self.model = ModelRef(provider="openai", name=settings.name, sampling=settings.sampling)
-        self._settings = settings
+        self.model = model_ref(settings)
+        self.settings = settings
+        self.clock = clock or Clock()
+        self.limit_name = "max_tokens"
+        self.ratio = Ratio()
         self._journal = journal
-        self._clock = clock or Clock()
-        self._limit_name = "max_tokens"
 
-    def ask_all(self, requests: Collection[Request], progress: Progress = SILENT) -> Iterator[Reply]:
-        """As `Endpoint.ask_all`; it may take a day.
+    @property
+    def journal(self) -> Journal:
+        """The run's journal."""
+        return self._journal
+
+    def _ask(self, requests: Collection[Request], progress: Progress) -> dict[str, Reply]:
+        return run_loop(self.make_calls(requests, progress))
+
+    async def make_calls(self, requests: Collection[Request], progress: Progress = SILENT) -> dict[str, Reply]:
+        """Have everything answered that is not yet, which may take a day; returns the failed ones.
 
         Raises:
             BudgetError: the budget allows no further file; what was sent before has been collected.
             EndpointError: the provider refuses a batch, or cannot be reached.
         """
         work = _Work(self, requests, progress)
-        _run(work.run())
-        progress.advance(max(0, len(requests) - work.shown))
-        return self._replies(requests)
+        await work.run()
+        return await asyncio.to_thread(work.failures)
 
-    def complete_all(self, requests: Collection[Request], progress: Progress = SILENT) -> list[Reply]:
-        return list(self.ask_all(requests, progress))
 
-    def _replies(self, requests: Collection[Request]) -> Iterator[Reply]:
-        for part in chunks(requests):
-            keys = [request.key for request in part]
-            stored = self._journal.get_many(keys)
-            tried = self._journal.batches.tried([k for k in keys if k not in stored], 0)
-            for key in keys:
-                reply = parse_reply(stored[key].body, key) if key in stored else None
-                if reply is None and key in stored:
-                    self._journal.write([Rejection(key=key, reason="not a chat completion")])
-                error = tried[key].error if key in tried else "the stored reply is no chat completion"
-                yield reply or failed_reply(key, error)
+def failure_kind(status: int, error: str) -> Failure:
+    """What kind of failure a line of a batch is; status 0 are lines that were not worked on, or are missing."""
+    if status == 0:
+        return Failure.timeout if "expired" in error else Failure.server_error
+    return Failure.not_a_reply if status == 200 else failure_of(status, error)
 
 
 class _Work:
-    """One `ask_all`."""
+    """One round of calls of one endpoint."""
 
     def __init__(self, endpoint: BatchApiEndpoint, requests: Collection[Request], progress: Progress) -> None:
-        settings, self._journal, self._clock = endpoint._settings, endpoint._journal, endpoint._clock
+        settings, self._journal, self._clock = endpoint.settings, endpoint.journal, endpoint.clock
         assert settings.batch is not None
         self._endpoint = endpoint
         self._settings = settings
@@ -93,12 +99,16 @@ class _Work:
         self._requests = requests
         self._progress = progress
         self._table = self._journal.batches
-        self._secret = secret(settings.api_key_env)
-        self._server = settings.base_url.rstrip("/")
+        self._secret = secret(settings.api_key_env[0]) if settings.api_key_env else None
+        self._server = settings.base_url[0].rstrip("/")
         self._where = f"model {endpoint.name} at {self._server}"
-        headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
-        self._http = Http(self._server, headers, settings.timeout_s, self._clean)
-        self._api = OpenAIBatches(self._http)
+        given = {name: value for name, value in headers(settings, self._secret).items() if name != "Content-Type"}
+        self._http = Http(self._server, given, settings.timeout_s, self._clean)
+        self._api: BatchApi = (
+            AnthropicBatches(self._http)
+            if isinstance(settings, AnthropicModel)
+            else OpenAIBatches(self._http, f"/v1{path(settings)}")
+        )
         self._shards = Shards(self._journal, self._api, settings.name, self._server, self._payload, self._most)
         self._results = Results(self._journal, self._read, self._spent)
         self._life = Lifecycle(self._journal, self._api, self._shards, settings.attempts, self._where, self._clock)
@@ -114,7 +124,7 @@ class _Work:
         self._contact = self._clock.now()
         self._pause_s = FIRST_POLL_S
         self._last = ""
-        self.shown = 0
+        self._shown = 0
 
     async def run(self) -> None:
         """Ask everything; when this returns, nothing is under way."""
@@ -124,29 +134,40 @@ class _Work:
                 while self._running or self._queued:
                     await self._wait()
         self._shards.tidy()
+        self._progress.advance(len(self._requests) - self._shown, self._last)
+
+    def failures(self) -> dict[str, Reply]:
+        """The requests without an answer, after the run."""
+        failed: dict[str, Reply] = {}
+        for part in chunks(self._requests):
+            for key, past in self._table.tried([request.key for request in part], self._before).items():
+                failed[key] = failed_reply(key, past.error, failure_kind(past.status, past.error))
+        return failed
 
     # ── the dialect of the model, the one place that knows it ────────────────────────────────────────────────────────
 
     def _payload(self, request: Request) -> bytes:
-        return payload_of(request, self._endpoint._limit_name)
+        return payload(self._settings, request, self._endpoint.limit_name)
 
     def _most(self, request: Request) -> Spend:
-        chars = sum(len(m.content) for m in request.messages)
-        return Spend(tokens=chars // 4 + 1 + request.model.sampling.max_tokens)
+        return spend(self._settings, self._endpoint.ratio.tokens(request.chars), request.model.sampling.max_tokens)
 
-    def _spent(self, reply: Reply) -> Spend:
-        return Spend(tokens=(reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
+    def _spent(self, reply: Reply) -> Spend | None:
+        """None when the reply does not tell its tokens."""
+        if reply.prompt_tokens is None or reply.completion_tokens is None:
+            return None
+        return spend(self._settings, reply.prompt_tokens, reply.completion_tokens)
 
     def _read(self, line: bytes) -> tuple[str, StoredReply] | None:
         if len(self._secret or "") >= 8:  # short keys are placeholders such as "EMPTY", which may well occur in a reply
             line = line.replace((self._secret or "").encode(), b"[key]")
         found = self._api.read(line)
-        if found is not None and found[1].status == 400 and "max_completion_tokens" in found[1].body:
-            self._endpoint._limit_name = "max_completion_tokens"  # OpenAI's newer models refuse the old name of this limit
+        if found is not None and wants_new_limit(found[1].status, found[1].body):
+            self._endpoint.limit_name = "max_completion_tokens"
         return found
 
     def _worth_retrying(self, status: int, error: str) -> bool:
-        return status in RETRY_STATUS or status in (0, 200) or "max_completion_tokens" in error
+        return failure_kind(status, error) in RETRIED or wants_new_limit(status, error)
 
     def _clean(self, text: str) -> str:
         """Servers quote keys in their errors; ours goes nowhere."""
@@ -156,12 +177,7 @@ class _Work:
 
     async def _take_over(self) -> None:
         """Find the unfinished batches that hold any of the requests, and bring each to where it runs."""
-        found: set[int] = set()
-        for part in chunks(self._requests):
-            keys = [request.key for request in part]
-            answered = self._journal.answered(keys)
-            self._collected += sum(key in answered for key in keys)
-            found |= self._table.open_batches(keys)
+        found = await asyncio.to_thread(self._open_batches)
         self._report()
         for draft in self._table.drafts(self._settings.name, self._server):
             self._drop(draft, "its file was not finished")
@@ -183,6 +199,16 @@ class _Work:
                 await self._start(batch)
             else:
                 self._drop(batch, "its file is gone")
+
+    def _open_batches(self) -> set[int]:
+        """Rows of unfinished batches that hold any of the requests; counts the answered requests on the way."""
+        found: set[int] = set()
+        for part in chunks(self._requests):
+            keys = [request.key for request in part]
+            answered = self._journal.answered(keys)
+            self._collected += sum(key in answered for key in keys)
+            found |= self._table.open_batches(keys)
+        return found
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -343,5 +369,5 @@ class _Work:
             parts.append(f"{count} under way, sent from {since} on; when stopped, the same command collects them")
         if self._queued:
             parts.append(f"{len(self._queued)} wait for room in the provider's queue")
-        self._progress.advance(max(0, done - self.shown), "; ".join(parts))
-        self.shown = max(self.shown, done)
+        self._progress.advance(max(0, done - self._shown), "; ".join(parts))
+        self._shown = max(self._shown, done)

@@ -27,7 +27,7 @@ SETTLE_S = 60.0
 """A batch that was created appears in the provider's list within this time."""
 LONGEST_WAIT_S = 60.0
 """Between two tries of one request."""
-NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "credit balance is too low")
+NO_CREDIT = ("insufficient_quota", "billing_hard_limit", "billing hard limit", "credit balance is too low")
 """OpenAI's codes and Anthropic's words for an account without money: waiting does not help."""
 
 T = TypeVar("T")

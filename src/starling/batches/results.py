@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from starling.asking import NOT_A_REPLY
 from starling.batches.shards import CHUNK, chunks
 from starling.batches.wire import Complaint, View
 from starling.call import Reply, parse_reply
 from starling.journal import Answer, Batch, Entry, Journal, Rejection, Spend, StoredReply, Tokens
 
 Read = Callable[[bytes], tuple[str, StoredReply] | None]
-NO_REPLY = "the batch's reply is in no known format"
 
 
 @dataclass
@@ -51,10 +51,10 @@ class Results:
     Args:
         journal: the run's journal.
         read: reads a line of the provider's file.
-        spent: what a reply costs at the price of the batch API.
+        spent: what a reply costs at the price of the batch API; None when it does not tell.
     """
 
-    def __init__(self, journal: Journal, read: Read, spent: Callable[[Reply], Spend]) -> None:
+    def __init__(self, journal: Journal, read: Read, spent: Callable[[Reply], Spend | None]) -> None:
         self._journal = journal
         self._read = read
         self._spent = spent
@@ -143,16 +143,15 @@ class Results:
         for key in keys:
             reply = parse_reply(stored[key].body, key) if key in stored else None
             if reply is not None:
-                entries.append(
-                    Tokens(
-                        key=key, attempt=0, prompt=reply.prompt_tokens, completion=reply.completion_tokens,
-                        spent=self._spent(reply), batch=batch.id,
-                    )
-                )  # fmt: skip
+                spent = self._spent(reply)
+                if spent is not None:  # else it goes on counting with the most that it can be
+                    prompt, completion = reply.prompt_tokens, reply.completion_tokens
+                    tokens = Tokens(key=key, attempt=0, prompt=prompt, completion=completion, spent=spent, batch=batch.id)
+                    entries.append(tokens)
                 outcome.answered += 1
             else:
                 if key in stored:
-                    entries.append(Rejection(key=key, reason=NO_REPLY))
+                    entries.append(Rejection(key=key, reason=NOT_A_REPLY))
                 outcome.failed += 1
                 outcome.statuses[200] += 1
         self._journal.write(entries)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote, urlsplit
 
-from starling.call import error_message, retry_after
 from starling.journal import StoredReply
+from starling.wire import error_message, retry_after
 
 PAGE = 100
 """Batches per page of a listing: OpenAI's most."""
@@ -119,7 +119,7 @@ class Http:
 
     Args:
         base_url: up to and including /v1.
-        headers: among them the key.
+        headers: among them the key; no content type.
         timeout_s: seconds until a request that carries no file is given up.
         clean: blanks the key out of a text.
     """

@@ -35,14 +35,18 @@ from starling.config.evaluation import (
     PublishSection,
 )
 from starling.config.models import (
+    AnthropicModel,
     BatchSection,
+    KeySection,
     LocalModel,
     MicroworldJudge,
     MicroworldSection,
     MicroworldSpeaker,
     Model,
     OpenAIModel,
+    Price,
     RunSection,
+    ServerModel,
 )
 from starling.config.training import (
     APA,
@@ -59,11 +63,13 @@ __all__ = [
     "APA",
     "PPO",
     "Algorithm",
+    "AnthropicModel",
     "BatchSection",
     "Config",
     "DatasetSection",
     "EvaluateSection",
     "FilePrompts",
+    "KeySection",
     "LocalModel",
     "MicroworldJudge",
     "MicroworldPrompts",
@@ -73,6 +79,7 @@ __all__ = [
     "OpenAIModel",
     "OptimizerSection",
     "PolicySection",
+    "Price",
     "PromptSource",
     "PromptsSection",
     "PublishSection",
@@ -81,6 +88,7 @@ __all__ = [
     "RewardSection",
     "RunSection",
     "Section",
+    "ServerModel",
     "fingerprint",
     "load_config",
     "secret",
@@ -94,6 +102,9 @@ class Config(Section):
     run: RunSection
     microworld: MicroworldSection | None = None
     models: dict[str, Model] = Field(default_factory=dict, description="Every model of the run by name.")
+    keys: dict[str, KeySection] = Field(
+        default_factory=dict, description="Limits of API keys, by the environment variable that holds the key."
+    )
     prompts: PromptsSection | None = None
     responses: ResponsesSection | None = None
     ranking: RankingSection | None = None
@@ -110,6 +121,10 @@ class Config(Section):
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")
+        used = {env for m in self.models.values() if isinstance(m, ServerModel) for env in m.api_key_env}
+        for name in self.keys:
+            if name not in used:
+                raise ValueError(f"[keys.{name}] is the api_key_env of no model{nearest(name, used)}")
         if self.responses is not None and len(self.responses.models) < 2:
             raise ValueError("responses.models needs at least two models: one answer cannot be ranked (K = 1)")
         if self.microworld is None and (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from starling.config.base import Section
 from starling.records import Sampling
@@ -35,14 +35,21 @@ class RunSection(Section):
 # ── models behind endpoints ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Price(Section):
+    """What a provider charges; there is no built-in price list, because a wrong price is worse than none."""
+
+    prompt: float = Field(default=0.0, ge=0, description="Dollars per million tokens of prompts.")
+    completion: float = Field(default=0.0, ge=0, description="Dollars per million tokens of replies.")
+
+
 class BatchSection(Section):
     """How a model is asked through its provider's batch API: files out and in, half the price, answers within a day."""
 
     requests: int = Field(
-        default=50_000, gt=0, le=100_000, description="Most requests per file (OpenAI allows 50,000, Anthropic 100,000)."
+        default=50_000, gt=0, le=50_000, description="Most requests per file (OpenAI allows 50,000, Anthropic 100,000)."
     )
     bytes: int = Field(
-        default=200_000_000, gt=0, le=256_000_000, description="Most bytes per file (OpenAI allows 200 MB, Anthropic 256 MB)."
+        default=200_000_000, gt=0, le=200_000_000, description="Most bytes per file (OpenAI allows 200 MB, Anthropic 256 MB)."
     )
     poll_s: float = Field(
         default=60.0, ge=1.0, description="Longest pause between two looks at a batch, in seconds; the first come sooner."
@@ -50,26 +57,108 @@ class BatchSection(Section):
     discount: float = Field(default=0.5, ge=0, lt=1, description="Share of the price that the provider takes off (both: half).")
 
 
-class OpenAIModel(Section):
-    """A model behind an OpenAI-compatible chat server: OpenAI, vLLM, SGLang, Ollama, a gateway."""
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
-    type: Literal["openai"]
-    base_url: str = Field(
-        pattern=r"^https?://[^/@\s]+(/\S*)?$", description="Server address up to and including /v1, without a password."
-    )
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^/@\s]+(/\S*)?$")]
+Urls = Annotated[tuple[Url, ...], Field(min_length=1), BeforeValidator(_listed)]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvNames = Annotated[tuple[EnvName, ...], BeforeValidator(_listed)]
+_URLS = (
+    "Server address up to and including /v1, without a password. A list of them shares the calls; one that fails is left out "
+    "for a while."
+)
+_KEYS = (
+    "Name of the environment variable that holds the key; the key itself is never stored. A list of names shares the calls. "
+    "Empty: no key."
+)
+_OWN = frozenset({"model", "messages", "prompt", "system", "stream", "n", "max_tokens", "max_completion_tokens", "temperature",
+                  "top_p", "stop", "stop_sequences"})  # fmt: skip
+"""Parameters that other settings decide."""
+
+
+class ServerModel(Section):
+    """What all models behind servers have in common."""
+
+    base_url: Urls = Field(description=_URLS)
     name: str = Field(description="The model's name on that server.")
-    api_key_env: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Name of the environment variable that holds the key; the key itself is never stored.",
+    api_key_env: EnvNames = Field(default=(), description=_KEYS)
+    in_flight: int = Field(
+        default=64, gt=0, description="Most calls in flight at once per key; fewer while the server says that it is too busy."
     )
-    in_flight: int = Field(default=64, gt=0, description="Most calls in flight at once.")
-    timeout_s: float = Field(default=120.0, gt=0, description="Seconds until one attempt is given up (Starling: 100).")
-    attempts: int = Field(default=5, gt=0, description="Attempts per call before it becomes a named failure.")
+    timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds until one attempt is given up (Starling: 100). It may have been paid for."
+    )
+    idle_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most seconds without a byte from the server; the thinking before the first byte counts. Default: timeout_s.",
+    )
+    attempts: int = Field(
+        default=5, gt=0, description="Attempts per call before it becomes a named failure; being told to come back later is none."
+    )
+    price: Price | None = Field(
+        default=None, description="For the budget in dollars and the plan. Default: no cost is known, and none is counted."
+    )
+    extra: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Further parameters sent with every call, e.g. { seed = 1, chat_template_kwargs = { … } }. "
+        "Other parameters are another model to the journal.",
+    )
     batch: BatchSection | None = Field(
         default=None, description="Ask through the provider's batch API: {}, or a section with limits. Default: one by one."
     )
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
+
+    @model_validator(mode="after")
+    def _batches_have_one_account(self) -> ServerModel:
+        if self.batch is not None and (len(self.base_url) > 1 or len(self.api_key_env) > 1):
+            raise ValueError("with `batch` there is one base_url and one api_key_env: a batch is known only to its account")
+        return self
+
+    @field_validator("extra")
+    @classmethod
+    def _leaves_ours_alone(cls, extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if ours := sorted(_OWN & set(extra)):
+            raise ValueError(f"'{ours[0]}' is set by Starling itself, see name and sampling")
+        return extra
+
+
+class OpenAIModel(ServerModel):
+    """A model behind an OpenAI-compatible server: OpenAI, vLLM, SGLang, Ollama, a gateway."""
+
+    type: Literal["openai"]
+    api: Literal["chat", "completions"] = Field(
+        default="chat",
+        description="`completions` is for base models: it sends a Nectar transcript, a system turn before the first marker.",
+    )
+
+
+class AnthropicModel(ServerModel):
+    """A model behind Anthropic's Messages API."""
+
+    type: Literal["anthropic"]
+    base_url: Urls = Field(default=("https://api.anthropic.com/v1",), description=_URLS)
+    api_key_env: EnvNames = Field(default=("ANTHROPIC_API_KEY",), description=_KEYS)
+
+    @field_validator("sampling")
+    @classmethod
+    def _temperature_is_allowed(cls, sampling: Sampling) -> Sampling:
+        if sampling.temperature > 1:
+            raise ValueError(f"temperature = {sampling.temperature:g}: this API takes 0 to 1")
+        return sampling
+
+
+class KeySection(Section):
+    """The limits of one API key, shared by all models that use it. A server without keys is limited by `in_flight` alone."""
+
+    requests_per_minute: float | None = Field(default=None, gt=0, description="Most calls per minute. Default: no limit known.")
+    tokens_per_minute: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most tokens per minute. Before a call leaves, its prompt's estimate and the longest reply are set aside.",
+    )
 
 
 class LocalModel(Section):
@@ -106,7 +195,9 @@ class MicroworldJudge(Section):
     )
 
 
-Model = Annotated[OpenAIModel | LocalModel | MicroworldSpeaker | MicroworldJudge, Field(discriminator="type")]
+Model = Annotated[
+    OpenAIModel | AnthropicModel | LocalModel | MicroworldSpeaker | MicroworldJudge, Field(discriminator="type")
+]
 
 
 # ── stage 0: the microworld ──────────────────────────────────────────────────────────────────────────────────────────
