@@ -280,9 +280,13 @@ def test_shards_are_cut_by_requests_and_by_bytes(serving: Serving, provider: Pro
         assert provider.most_running == 3, "all files are sent before any is waited for"
     line = journal.batches and len(provider.files["file-1"].split(b"\n")[0])
     with Journal(tmp_path / "k") as journal:
-        made(serving, journal, batch={"bytes": 2 * line + 2}).complete_all(requests)
+        made(serving, journal, batch={"bytes": 2 * line + 2}).complete_all(requests)  # each line and its end
+        assert [(r, journal.batches.get(i + 1).bytes) for i, (*_, r) in enumerate(rows_of(journal))] == [
+            (2, 2 * line + 2), (2, 2 * line + 2), (2, 2 * line + 2), (1, line + 1),
+        ]  # fmt: skip
+    with Journal(tmp_path / "m") as journal:
+        made(serving, journal, batch={"bytes": 3 * line + 2}).complete_all(requests)
         assert [r for *_, r in rows_of(journal)] == [2, 2, 2, 1]
-        assert max(r.bytes for r in (journal.batches.get(i) for i in range(1, 5))) == 2 * line + 2
     with Journal(tmp_path / "l") as journal:  # a line that is larger than a file goes alone
         made(serving, journal, batch={"bytes": line - 1}).complete_all(requests[:2])
         assert [r for *_, r in rows_of(journal)] == [1, 1]
@@ -597,6 +601,24 @@ def test_an_expired_batch_keeps_what_is_finished(serving: Serving, provider: Pro
     assert provider.worked == Counter("abcd")
 
 
+def test_what_an_expired_batch_does_not_mention_was_not_paid(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    provider.finish = lambda rows: ("expired", [out(rows[0])], [])
+    with Journal(tmp_path / "j") as journal:
+        replies = made(serving, journal, attempts=1).complete_all(ask("a", "b"))
+        assert (replies[1].error, replies[1].failure) == (
+            "the batch ended as expired and has no line for this request", Failure.timeout,
+        )  # fmt: skip
+        assert journal.usage().paid == 1
+
+
+def test_what_failed_is_asked_again_by_the_next_command(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    provider.finish = lambda rows: ("completed", [], [out(r, 400, {"error": {"message": "prompt is too long"}}) for r in rows])
+    with Journal(tmp_path / "j") as journal:
+        assert made(serving, journal).complete_all(ask("a"))[0].failure is Failure.context_length
+        provider.finish = provider.complete
+        assert made(serving, journal).complete_all(ask("a"))[0].text == "re a"
+
+
 def test_every_line_failed_and_there_is_no_output_file(serving: Serving, provider: Provider, tmp_path: Path) -> None:
     provider.finish = lambda rows: ("completed", [], [out(r, 500, {"error": {"message": "oops"}}) for r in rows])
     with Journal(tmp_path / "j") as journal:
@@ -732,6 +754,23 @@ def test_refused_at_creation_because_the_queue_is_full(serving: Serving, provide
     with Journal(tmp_path / "j") as journal:
         assert [r.text for r in made(serving, journal).ask_all(ask("a"))] == ["re a"]
         assert [state for state, *_ in rows_of(journal)] == ["done"]
+
+
+def test_a_refused_batch_is_not_taken_for_the_one_that_runs(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    """The queue was full once; then the answer to the second creation gets lost. The list shows both, newest first."""
+
+    def complain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        provider.lose["create"] = len(provider.batches)
+        return [] if provider.batches else [QUEUE]
+
+    provider.complain = complain
+    real = provider.page
+    provider.page = lambda query: {"data": real({"limit": "2"})["data"][::-1], "has_more": False}  # type: ignore[method-assign]
+    with Journal(tmp_path / "j") as journal:
+        assert [r.text for r in made(serving, journal).ask_all(ask("a"))] == ["re a"]
+        assert rows_of(journal) == [("done", "batch_2", 1)]
+    assert len(provider.batches) == 2
+    assert provider.worked == Counter("a")
 
 
 def test_one_bad_line_does_not_take_the_file_with_it(serving: Serving, provider: Provider, tmp_path: Path) -> None:
@@ -1094,7 +1133,8 @@ def test_a_batch_that_only_looks_like_ours(serving: Serving, anthropic: Anthropi
     def add(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if rows[0]["custom_id"].startswith("other"):
             return real(rows)
-        real([{"custom_id": f"first-{i}", "params": {"messages": [{"content": "-"}]}} for i in range(2)])
+        for size in (7, 2):
+            real([{"custom_id": f"first-{i}", "params": {"messages": [{"content": "-"}]}} for i in range(size)])
         return real(rows)
 
     anthropic.add = add  # type: ignore[method-assign]
@@ -1102,7 +1142,7 @@ def test_a_batch_that_only_looks_like_ours(serving: Serving, anthropic: Anthropi
     with Journal(tmp_path / "j") as journal:
         assert [r.text for r in claude(serving, journal).ask_all(ask_claude("a", "b"))] == ["re a", "re b"]
         row = journal.batches.get(1)
-        assert (row.state, row.newest, row.others, row.batch_id) == ("done", "msgbatch_1", "msgbatch_2", "msgbatch_3")
+        assert (row.state, row.newest, row.others, row.batch_id) == ("done", "msgbatch_1", "msgbatch_3", "msgbatch_4")
     assert len(anthropic.bodies) == 1
 
 
@@ -1132,7 +1172,8 @@ def test_a_lost_message_batch_that_never_was(serving: Serving, anthropic: Anthro
 
 def test_several_models_wait_at_the_same_time(serving: Serving, provider: Provider, tmp_path: Path) -> None:
     """Two models' batches are under way together: the second is created before the first has ended."""
-    provider.polls = 3
+    real = provider.look
+    provider.look = lambda batch: real(batch) if len(provider.batches) == 2 else batch  # type: ignore[method-assign]
     with Journal(tmp_path / "j") as journal:
         other = ModelRef(provider="openai", name="other")
         asks = [

@@ -186,12 +186,8 @@ class Http:
         return data
 
     async def fetch(self, address: str, target: Path) -> None:
-        """Append what is at an address, a path below the base URL or a URL of the same server, to a file."""
-        given = urlsplit(address)
-        if given.netloc and (given.scheme, given.netloc) == tuple(urlsplit(self.base_url)[:2]):
-            url = address
-        else:
-            url = f"{self.base_url}{address}"
+        """Append what is at an address, a path below the base URL or a whole URL of this server, to a file."""
+        url = address if "://" in address else f"{self.base_url}{address}"
         timeout = self._aiohttp.ClientTimeout(total=TRANSFER_S, sock_read=self._timeout_s)
         start = target.stat().st_size if target.exists() else 0
         try:
