@@ -10,99 +10,25 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from starling import call as wire
-from starling import endpoint as module
+from starling import asking, calling, commits, limits, wire
+from starling import call as format_
 from starling.config import OpenAIModel
-from starling.endpoint import BatchEndpoint, HttpEndpoint, Reply, Request, ScriptedEndpoint
+from starling.endpoint import BatchEndpoint, Failure, HttpEndpoint, Reply, Request, ScriptedEndpoint
 from starling.errors import BudgetError, ConfigError, EndpointError
 from starling.journal import Budget, Intent, Journal, StoredReply
-from starling.progress import Silent
 from starling.records import Finish, Message, ModelRef, Sampling
-
-KEY = "sk-very-secret-0123456789"
-MODEL = ModelRef(provider="scripted", name="m")
-
-
-def ask(text: str, model: ModelRef = MODEL, sample: int = 0) -> Request:
-    return Request(model, (Message(role="user", content=text),), sample, "test")
-
-
-def completion(text: Any, finish: str | None = "stop", **message: Any) -> dict[str, Any]:
-    return {
-        "choices": [{"message": {"content": text} | message, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
-    }
-
-
-# ── a server ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Server:
-    """Answers by `answer(text, how often this text was asked)`; counts what it saw."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[str, int], Awaitable[web.StreamResponse]] = self.echo
-        self.seen: Counter[str] = Counter()
-        self.payloads: list[dict[str, Any]] = []
-        self.times: dict[str, list[float]] = {}
-        self.headers: list[dict[str, str]] = []
-        self.now = self.most = 0
-
-    async def echo(self, text: str, _: int) -> web.StreamResponse:
-        return web.json_response(completion(f"re {text}"))
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        payload = await request.json()
-        text = payload["messages"][-1]["content"]
-        self.payloads.append(payload)
-        self.headers.append(dict(request.headers))
-        self.seen[text] += 1
-        self.times.setdefault(text, []).append(time.monotonic())
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            return await self.answer(text, self.seen[text])
-        finally:
-            self.now -= 1
-
-    def start(self) -> None:
-        started = threading.Event()
-
-        def serve() -> None:
-            self.loop = asyncio.new_event_loop()
-            self.runner = web.AppRunner(self._app(), shutdown_timeout=0.1)
-            self.loop.run_until_complete(self.runner.setup())
-            site = web.TCPSite(self.runner, "127.0.0.1", 0)
-            self.loop.run_until_complete(site.start())
-            self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}/v1"
-            started.set()
-            self.loop.run_forever()
-
-        self.thread = threading.Thread(target=serve, daemon=True)
-        self.thread.start()
-        started.wait()
-
-    def _app(self) -> web.Application:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", self.handle)
-        return app
-
-    def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
+from tests.small_server import KEY, MODEL, Count, Server, ask, completion, http
 
 
 @pytest.fixture
@@ -122,22 +48,18 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Back-offs that a server does not ask for are noted, not waited for."""
+    """Back-offs that a server does not ask for are noted (after how many failures), not waited for."""
     noted: list[float] = []
-    real = module._Calls._pause
 
-    async def pause(self: module._Calls, attempt: int, wait_s: float) -> None:
-        noted.append(wait_s)
-        if wait_s > 0:
-            await real(self, attempt, wait_s)
+    def backoff(failures: int, draw: float) -> float:
+        assert 0 <= draw < 1
+        noted.append(failures)
+        return 0.0
 
-    monkeypatch.setattr(module._Calls, "_pause", pause)
+    monkeypatch.setattr(limits, "backoff", backoff)
+    monkeypatch.setattr(limits, "COOL_DOWN_S", 0.01)
+    monkeypatch.setattr(limits, "LONGEST_COOL_DOWN_S", 0.01)
     return noted
-
-
-def http(server: Server, journal: Journal, **settings: Any) -> HttpEndpoint:
-    given = {"type": "openai", "base_url": server.url, "name": "m", "api_key_env": "TEST_KEY", "attempts": 3} | settings
-    return HttpEndpoint("pool-name", OpenAIModel.model_validate(given), journal)
 
 
 def everything_in(path: Path) -> bytes:
@@ -168,7 +90,7 @@ def test_a_call_is_in_the_journal_before_it_leaves_and_its_reply_before_it_is_pa
 ) -> None:
     requests = [ask(str(i)) for i in range(30)]
     left, parsed = [], []
-    real_parse = module.parse_reply
+    real_parse = calling.parse_reply
 
     async def answer(text: str, times: int) -> web.StreamResponse:
         left.append(other.request(requests[int(text)].key) is not None)
@@ -180,11 +102,13 @@ def test_a_call_is_in_the_journal_before_it_leaves_and_its_reply_before_it_is_pa
         return real_parse(body, call_id)
 
     server.answer = answer
-    monkeypatch.setattr(module, "parse_reply", parse)
-    monkeypatch.setattr(module, "COMMIT_S", 0.1)  # so slow that whoever does not wait for it is found out
+    monkeypatch.setattr(calling, "parse_reply", parse)
+    monkeypatch.setattr(asking, "parse_reply", parse)
+    monkeypatch.setattr(commits, "COMMIT_S", 0.1)  # so slow that whoever does not wait for it is found out
     with Journal(tmp_path / "j") as journal, Journal(tmp_path / "j") as other:  # what another process would see
         http(server, journal).complete_all(requests)
-    assert left == parsed == [True] * 30
+    assert left == [True] * 30
+    assert parsed == [True] * 60  # once to know that it is a reply, once to hand it out
 
 
 def test_what_is_sent(server: Server, journal: Journal) -> None:
@@ -216,14 +140,14 @@ def test_what_is_sent(server: Server, journal: Journal) -> None:
     ],
 )
 def test_how_replies_are_read(body: dict[str, Any], text: str, finish: Finish) -> None:
-    reply = wire.parse_reply(json.dumps(body), "id")
+    reply = format_.parse_reply(json.dumps(body), "id")
     assert reply is not None
     assert (reply.text, reply.finish, reply.error, reply.call_id) == (text, finish, "", "id")
 
 
 @pytest.mark.parametrize("reason", ["tool_calls", None, "weather"])
 def test_an_unknown_end_is_a_named_failure(reason: str | None) -> None:
-    reply = wire.parse_reply(json.dumps(completion("x", reason)), "id")
+    reply = format_.parse_reply(json.dumps(completion("x", reason)), "id")
     assert reply is not None
     assert reply.finish is Finish.error
     assert repr(reason) in reply.error
@@ -239,13 +163,13 @@ def test_an_unknown_end_is_a_named_failure(reason: str | None) -> None:
     ],
 )  # fmt: skip
 def test_bodies_that_are_no_reply(body: str) -> None:
-    assert wire.parse_reply(body, "id") is None
+    assert format_.parse_reply(body, "id") is None
 
 
 def test_local_replies_survive_their_own_format() -> None:
     for finish in (Finish.stop, Finish.length, Finish.refusal):
         reply = Reply('é"\n', finish, "id", "", 4, None)
-        assert wire.parse_reply(wire.compose_reply(reply), "id") == reply
+        assert format_.parse_reply(format_.compose_reply(reply), "id") == reply
 
 
 def test_in_flight_is_a_bound_and_is_reached(server: Server, journal: Journal) -> None:
@@ -291,14 +215,22 @@ def test_retry_after_as_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wire.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 30
 
 
-def test_an_absurd_wait_is_not_waited_for(server: Server, journal: Journal) -> None:
-    async def never(_: str, __: int) -> web.StreamResponse:
-        return web.json_response({}, status=429, headers={"Retry-After": "86400"})
+def test_an_absurd_wait_ends_the_run_and_says_until_when(server: Server, journal: Journal) -> None:
+    async def tomorrow(text: str, times: int) -> web.StreamResponse:
+        if text == "no":
+            return web.json_response({}, status=429, headers={"Retry-After": "86400"})
+        return await server.echo(text, times)
 
-    server.answer = never
-    (reply,) = http(server, journal).complete_all([ask("a")])
-    assert reply.finish is Finish.error
-    assert server.seen == {"a": 1}
+    server.answer = tomorrow
+    requests = [ask("yes"), ask("no")]
+    with pytest.raises(EndpointError, match="not to be called before 20") as caught:
+        http(server, journal).complete_all(requests)
+    until = datetime.strptime(str(caught.value).split("before ")[1][:16], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
+    assert abs((until - datetime.now(UTC)).total_seconds() - 86400) < 120
+    assert server.seen == {"yes": 1, "no": 1}
+    server.answer = server.echo
+    assert [r.text for r in http(server, journal).complete_all(requests)] == ["re yes", "re no"]
+    assert server.seen == {"yes": 1, "no": 2}
 
 
 def test_server_faults_are_tried_again_and_end_as_failures(server: Server, journal: Journal, no_waiting: list[float]) -> None:
@@ -365,10 +297,11 @@ def test_replies_that_are_none_are_tried_again_but_kept(server: Server, journal:
 
     server.answer = garbled
     always, once = http(server, journal).complete_all([ask("always"), ask("once")])
-    assert "no chat completion" in always.error
+    assert "no known format" in always.error
+    assert always.failure is Failure.not_a_reply
     assert once.text == "re once"
     assert [a and (a.body, a.error) for a in journal.attempts(always.call_id)] == [
-        ('{"choices": [{"mess', "the server's reply is no chat completion")
+        ('{"choices": [{"mess', "the server's reply is in no known format")
     ] * 3
     assert journal.get(always.call_id) is None
 
@@ -423,7 +356,7 @@ def test_errors_that_concern_every_call_stop_the_run(
 def test_a_server_that_died_stops_the_run(
     server: Server, journal: Journal, no_waiting: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DEAD_AFTER", 10)
+    monkeypatch.setattr(calling, "DEAD_AFTER", 10)
 
     async def dying(text: str, times: int) -> web.StreamResponse:
         return await server.echo(text, times) if int(text) < 5 else web.Response(status=503)
@@ -442,7 +375,7 @@ def test_a_server_that_died_stops_the_run(
 def test_failures_between_answers_do_not_stop_the_run(
     server: Server, journal: Journal, no_waiting: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DEAD_AFTER", 3)
+    monkeypatch.setattr(calling, "DEAD_AFTER", 3)
 
     async def flaky(text: str, times: int) -> web.StreamResponse:
         return await server.echo(text, times) if int(text) % 3 == 0 else web.Response(status=503)
@@ -455,7 +388,7 @@ def test_failures_between_answers_do_not_stop_the_run(
 def test_many_wrong_requests_do_not_stop_a_server_that_answers(
     server: Server, journal: Journal, no_waiting: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DEAD_AFTER", 5)
+    monkeypatch.setattr(calling, "DEAD_AFTER", 5)
 
     async def picky(text: str, times: int) -> web.StreamResponse:
         return await server.echo(text, times) if text == "0" else web.Response(status=400)
@@ -537,16 +470,6 @@ def test_the_budget_is_spent_exactly_and_a_larger_one_goes_on(server: Server, tm
     assert max(server.seen.values()) == 1
 
 
-class Count(Silent):
-    def __init__(self) -> None:
-        self.done = 0
-        self.notes: list[str] = []
-
-    def advance(self, n: int = 1, note: str = "") -> None:
-        self.done += n
-        self.notes.append(note)
-
-
 def test_progress_counts_every_request_once(server: Server, journal: Journal) -> None:
     async def picky(text: str, times: int) -> web.StreamResponse:
         return web.Response(status=400) if text == "b" else await server.echo(text, times)
@@ -557,7 +480,7 @@ def test_progress_counts_every_request_once(server: Server, journal: Journal) ->
     count = Count()
     endpoint.complete_all([ask(t) for t in "aabbc"], count)
     assert count.done == 5
-    assert count.notes[0] == "1 from the journal"
+    assert count.notes[0] == "2 from the journal"
     assert "1 failed" in count.notes
 
 

@@ -28,10 +28,11 @@ from starling import limits, wire
 from starling.asking import NOT_A_REPLY
 from starling.call import Failure, Reply, Request, failed_reply, parse_reply
 from starling.commits import Writer
-from starling.config import ServerModel, secret
+from starling.config import secret
 from starling.errors import EndpointError, StarlingError
-from starling.journal import NOTHING, Answer, Intent, Journal, Rejection, StoredReply, Tokens
-from starling.limits import Flow, Host, Hosts, Key, Ratio
+from starling.journal import Answer, Intent, Journal, Rejection, StoredReply, Tokens
+from starling.lanes import Call, Lane, Served, choose
+from starling.limits import Host
 from starling.progress import Progress
 from starling.transport import Landing, Wire
 
@@ -45,28 +46,6 @@ RETRIED = frozenset({Failure.server_error, Failure.timeout, Failure.connection, 
 """Failures that another attempt may cure."""
 ALIKE = frozenset({Failure.bad_request, Failure.context_length, Failure.too_large})
 """Failures of the question, not of the server."""
-
-
-class Served:
-    """A model behind servers, as it is known from one round of calls to the next.
-
-    Args:
-        name: label of the model in the pool, for messages.
-        settings: addresses, limits and sampling.
-        journal: the run's journal.
-        keys: one per environment variable in the settings, or one without a name.
-    """
-
-    def __init__(self, name: str, settings: ServerModel, journal: Journal, keys: Sequence[Key]) -> None:
-        self.name = name
-        self.settings = settings
-        self.journal = journal
-        self.keys = keys
-        self.model = wire.model_ref(settings)
-        self.hosts = Hosts(settings.base_url)
-        self.ratio = Ratio()
-        self.limit_name = "max_tokens"
-        """What this server calls the limit on reply tokens."""
 
 
 class Group:
@@ -146,48 +125,6 @@ class Group:
             self._done, self._note = 0, ""
 
 
-class _Lane:
-    """One key of one model."""
-
-    def __init__(self, key: Key, secret: str | None, settings: ServerModel) -> None:
-        self.key = key
-        self.headers = wire.headers(settings, secret)
-        self.flow = Flow(settings.in_flight)
-        # While a call waits for the journal before and after its flight, another one may fly: hence a quarter more announced.
-        self.ahead = settings.in_flight // 4 + 8
-        self.announced: deque[_Call] = deque()
-        self.announcing = 0
-        """Calls whose intent is being written, and those announced."""
-        self.flying = 0
-
-    def room(self) -> bool:
-        """Whether another call may be announced."""
-        return self.announcing + self.flying < int(self.flow.limit) + self.ahead
-
-
-class _Call:
-    """One request on its way to an answer."""
-
-    __slots__ = (
-        "attempt", "avoid", "copies", "faults", "key_test", "lane", "most", "not_before", "rejections", "request", "tokens",
-    )  # fmt: skip
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.copies = 1
-        """How often it was asked meanwhile."""
-        self.attempt = self.faults = self.rejections = 0
-        self.not_before: dict[Key, float] = {}
-        """When a key that rejected it may be tried again."""
-        self.avoid: Host | None = None
-        """Where it failed last."""
-        # Of the present attempt: which key, whether it tests that key, and what is set aside from key and budget.
-        self.lane: _Lane | None = None
-        self.key_test = False
-        self.tokens = 0
-        self.most = NOTHING
-
-
 class Calls:
     """All calls of one model in one round. Everything happens in one event loop.
 
@@ -204,11 +141,11 @@ class Calls:
         self._settings = served.settings
         self._group = group
         self._source: Iterator[Request] | None = iter(requests)
-        self._ready: deque[_Call] = deque()
-        self._later: list[tuple[float, int, _Call]] = []
+        self._ready: deque[Call] = deque()
+        self._later: list[tuple[float, int, Call]] = []
         self._numbers = count()
-        self._open: dict[str, _Call] = {}
-        self._lanes: list[_Lane] = []
+        self._open: dict[str, Call] = {}
+        self._lanes: list[Lane] = []
         self._wire: Wire
         self._writer: Writer
         self._flights: set[asyncio.Task[None]] = set()
@@ -288,7 +225,7 @@ class Calls:
             elif request.key in self._open:
                 self._open[request.key].copies += 1
             else:
-                call = self._open[request.key] = _Call(request)
+                call = self._open[request.key] = Call(request)
                 self._ready.append(call)
         if answered:
             self._alive = True
@@ -301,7 +238,7 @@ class Calls:
         secrets = [secret(env) for env in self._settings.api_key_env] or [None]
         self._wire = Wire(self._settings, [s for s in secrets if s])
         self._writer = self._group.writer(self._served.journal)
-        self._lanes = [_Lane(key, value, self._settings) for key, value in zip(self._served.keys, secrets, strict=True)]
+        self._lanes = [Lane(key, value, self._settings) for key, value in zip(self._served.keys, secrets, strict=True)]
 
     # ── announced ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -314,7 +251,8 @@ class Calls:
             wait = min(wait, self._send_off(lane, now))
         for _ in range(len(self._ready)):
             call = self._ready[0]
-            chosen, lane_wait = self._lane_for(call, now)
+            call.tokens = call.tokens or self._served.ratio.tokens(call.request.chars) + call.request.model.sampling.max_tokens
+            chosen, lane_wait = choose(self._lanes, call, now)
             if chosen is None:
                 wait = min(wait, lane_wait)
                 if not call.not_before:
@@ -326,23 +264,7 @@ class Calls:
                 break
         return wait
 
-    def _lane_for(self, call: _Call, now: float) -> tuple[_Lane | None, float]:
-        """The emptiest lane that takes it, else the seconds until one may."""
-        if not call.tokens:
-            call.tokens = self._served.ratio.tokens(call.request.chars) + call.request.model.sampling.max_tokens
-        best: _Lane | None = None
-        wait = math.inf
-        for lane in self._lanes:
-            if not lane.room():
-                continue
-            lane_wait = max(lane.key.wait(call.tokens, now), call.not_before.get(lane.key, now) - now)
-            if lane_wait > 0:
-                wait = min(wait, lane_wait)
-            elif best is None or lane.announcing + lane.flying < best.announcing + best.flying:
-                best = lane
-        return best, wait
-
-    def _announce(self, call: _Call, lane: _Lane, now: float) -> bool:
+    def _announce(self, call: Call, lane: Lane, now: float) -> bool:
         """Pay in advance and write the intent; False when the budget does not allow it now."""
         request, journal = call.request, self._served.journal
         completion = request.model.sampling.max_tokens
@@ -353,46 +275,37 @@ class Calls:
             return False
         call.attempt += 1
         call.most = most
-        self._assign(call, lane, now)
+        lane.assign(call, now)
         intent = Intent(key=request.key, attempt=call.attempt, request=request.as_dict(), most=most)
         self._writer.add(intent, self._announced, call)
         return True
 
-    def _assign(self, call: _Call, lane: _Lane, now: float) -> None:
-        call.lane = lane
-        call.key_test = lane.key.take(call.tokens, now)
-        lane.announcing += 1
-
-    def _announced(self, call: _Call, late: bool) -> None:
+    def _announced(self, call: Call, late: bool) -> None:
         """Its intent is on disk."""
         assert call.lane is not None
         call.lane.announced.append(call)
         if self._group.stopped is not None:
             self._take_back(call.lane)
 
-    def _take_back(self, lane: _Lane) -> None:
+    def _take_back(self, lane: Lane) -> None:
         """Announced calls will not leave: the run was stopped."""
         while lane.announced:
-            call = lane.announced.popleft()
-            lane.announcing -= 1
-            lane.key.untake(call.tokens, call.key_test)
+            call = lane.unassign()
             unsent = StoredReply(status=0, error="not sent: the run was stopped", sent=False)
             self._writer.add(Answer(key=call.request.key, attempt=call.attempt, reply=unsent))
 
     # ── flying ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _send_off(self, lane: _Lane, now: float) -> float:
+    def _send_off(self, lane: Lane, now: float) -> float:
         """Let the announced calls of a lane fly; returns the seconds until more may."""
         while lane.announced and lane.flying < int(lane.flow.limit):
             call = lane.announced[0]
             if now < lane.key.parked_until:
-                other, _ = self._lane_for(call, now)
+                other, _ = choose(self._lanes, call, now)
                 if other is None:
                     return lane.key.parked_until - now
-                lane.announced.popleft()
-                lane.announcing -= 1
-                lane.key.untake(call.tokens, call.key_test)
-                self._assign(call, other, now)
+                lane.unassign()
+                other.assign(call, now)
                 other.announced.append(call)
                 self.poke()  # the other lane may have been looked at already
                 continue
@@ -407,7 +320,7 @@ class Calls:
             flight.add_done_callback(self._flown)
         return math.inf
 
-    async def _fly(self, call: _Call, lane: _Lane, host: Host, host_test: bool) -> None:
+    async def _fly(self, call: Call, lane: Lane, host: Host, host_test: bool) -> None:
         limit_name = self._served.limit_name
         landing = await self._wire.send(call.request, host.url, lane.headers, limit_name)
         lane.flying -= 1
@@ -422,7 +335,7 @@ class Calls:
             self._group.stop(error if isinstance(error, Exception) else RuntimeError(repr(error)))
         self.poke()
 
-    def _note(self, landing: Landing, lane: _Lane, host: Host) -> None:
+    def _note(self, landing: Landing, lane: Lane, host: Host) -> None:
         """What the attempt says about server, key and load."""
         status, sent, now = landing.stored.status, landing.sent, landing.ended
         if status == 200:
@@ -440,7 +353,7 @@ class Calls:
 
     # ── landed ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _landed(self, call: _Call, lane: _Lane, host: Host, landing: Landing, limit_name: str, late: bool) -> None:
+    def _landed(self, call: Call, lane: Lane, host: Host, landing: Landing, limit_name: str, late: bool) -> None:
         """Its raw reply is on disk: only now is it read."""
         request, stored, failure, error = call.request, landing.stored, landing.failure, landing.stored.error
         if late:  # another process was first
@@ -459,7 +372,7 @@ class Calls:
         assert failure is not None
         self._failed(call, lane, landing, failure, error, limit_name)
 
-    def _answered(self, call: _Call, reply: Reply) -> int:
+    def _answered(self, call: Call, reply: Reply) -> int:
         """Returns the tokens that were set aside and not needed."""
         request, prompt, completion = call.request, reply.prompt_tokens, reply.completion_tokens
         self._alive, self._given_up = True, 0
@@ -472,14 +385,14 @@ class Calls:
         self._over(call, reply)
         return unused
 
-    def _over(self, call: _Call, reply: Reply) -> None:
+    def _over(self, call: Call, reply: Reply) -> None:
         """No further attempts."""
         del self._open[call.request.key]
         if reply.failure not in (None, Failure.unknown_finish):  # that one is an answer, and in the journal
             self.failed[call.request.key] = reply
         self._group.over(call.copies, failed=reply.failure is not None)
 
-    def _failed(self, call: _Call, lane: _Lane, landing: Landing, failure: Failure, error: str, limit_name: str) -> None:
+    def _failed(self, call: Call, lane: Lane, landing: Landing, failure: Failure, error: str, limit_name: str) -> None:
         """Decide what becomes of a call after an attempt without an answer."""
         status, body, now = landing.stored.status, landing.stored.body, landing.ended
         if limit_name == "max_tokens" and wire.wants_new_limit(status, body):
@@ -509,7 +422,7 @@ class Calls:
     def _pause(self, asked_s: float, failures: int) -> float:
         return limits.after(asked_s, random.random()) if asked_s else limits.backoff(failures, random.random())
 
-    def _again(self, call: _Call, due: float) -> None:
+    def _again(self, call: Call, due: float) -> None:
         heapq.heappush(self._later, (due, next(self._numbers), call))
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -529,7 +442,7 @@ class Calls:
         elif down > (limits.LONGEST_WAIT_S if self._alive else limits.FIRST_CONTACT_S):
             self._stop(f"No call was answered for {down:.0f} s", None)
 
-    def _stop(self, what: str, lane: _Lane | None, cure: str = "") -> None:
+    def _stop(self, what: str, lane: Lane | None, cure: str = "") -> None:
         where = f"model {self._served.name} at {', '.join(self._settings.base_url)}"
         where += f", key {lane.key.name}" if lane is not None and lane.key.name else ""
         cure = cure or "check base_url, name, api_key_env and the account, then start again: "

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from starling.asking import Asked
 from starling.call import Reply, Request
-from starling.calling import Calls, Group, Served
+from starling.calling import Calls, Group
 from starling.config import KeySection, ServerModel
 from starling.journal import Journal
+from starling.lanes import Served
 from starling.limits import Key
 from starling.progress import SILENT, Progress
 
