@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -702,7 +703,7 @@ def test_results_that_come_late_are_waited_for(serving: Serving, provider: Provi
     provider.look = look  # type: ignore[method-assign]
     with Journal(tmp_path / "j") as journal:
         assert [r.text for r in made(serving, journal).ask_all(ask("a"))] == ["re a"]
-    looks = -10**9
+    looks = -(10**9)
     with Journal(tmp_path / "k") as journal:
         with pytest.raises(EndpointError, match=r"no usable answer.*for an hour \(batch_2 is completed and shows no results\)"):
             made(serving, journal).complete_all(ask("a"))
@@ -1248,3 +1249,37 @@ def test_settings_that_cannot_work(changes: dict[str, Any], says: str) -> None:
     given = {"type": "openai", "base_url": "http://a/v1", "name": "m", "batch": {}}
     with pytest.raises(ValidationError, match=says):
         OpenAIModel.model_validate(given | changes)
+
+
+def test_no_query_goes_through_a_whole_batch_for_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 50,000 requests in a batch that would be 2.5 billion rows."""
+    plans: dict[str, str] = {}
+    with Journal(tmp_path / "j") as journal:
+        journal.batches.open("m", "s")
+        real = journal._db.all
+
+        def explained(query: str, values: Any = ()) -> list[tuple[Any, ...]]:
+            plans[query] = str(real(f"EXPLAIN QUERY PLAN {query}", values))
+            return real(query, values)
+
+        monkeypatch.setattr(journal._db, "all", explained)
+        journal.batches.members(1, ["k"])
+        journal.batches.tried(["k"], 0)
+        journal.batches.waiting(["k"])
+        journal.batches.open_batches(["k"])
+        journal._db._writer.set_trace_callback(lambda query: explained(query) if "+a.batch" in query else None)
+        journal._open_in_batch("k", 1)
+    assert len(plans) == 5
+    assert not [query for query, plan in plans.items() if "attempts_batch" in plan]
+
+
+def test_every_state_is_explained(tmp_path: Path) -> None:
+    from starling.journal import batches
+
+    page = (Path(__file__).parents[1] / "docs" / "batches.md").read_text("utf-8")
+    explained = {
+        name for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE) for name in re.findall(r"\w+", row)
+    }
+    listed = set(re.findall(r"^    (\w+)  ", str(batches.__doc__), re.MULTILINE)) | {"closed"}
+    assert explained == listed
+    assert set(batches.OPEN) < listed

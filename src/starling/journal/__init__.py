@@ -302,7 +302,7 @@ class Journal:
         """The unfinished attempt at `key` that was sent with a batch, by whatever process."""
         row = self._db.execute(
             "SELECT a.id, a.call, a.paid, a.tokens, a.microdollars FROM attempts a JOIN calls c ON c.id = a.call "
-            "WHERE c.key = ? AND a.batch = ? AND a.ended IS NULL",
+            "WHERE c.key = ? AND +a.batch = ? AND a.ended IS NULL",
             [key, batch],
         ).fetchone()
         return _Open(row[0], row[1], bool(row[2]), Spend(row[3], row[4])) if row is not None else None
