@@ -79,6 +79,9 @@ def config_page() -> str:
         if name == "models":
             parts.append("## [models.NAME]\n")
             parts.append(f"{field['description']} `type` says how it answers.\n")
+        elif name == "keys":
+            parts.append("## [keys.NAME]\n")
+            parts.append(f"{field['description']}\n")
         else:
             parts.append(f"## [{name}]\n")
         for definition in definitions:

@@ -11,8 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
-from starling.config import OpenAIModel
-from starling.endpoint import HttpEndpoint, Request
+from starling.config import AnthropicModel, OpenAIModel
+from starling.endpoint import HttpEndpoint, KeyRing, Request
 from starling.journal import Journal
 from starling.progress import Silent
 from starling.records import Message, ModelRef
@@ -44,6 +44,7 @@ class Server:
         self.payloads: list[dict[str, Any]] = []
         self.times: dict[str, list[float]] = {}
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.now = self.most = 0
 
     async def echo(self, text: str, _: int) -> web.StreamResponse:
@@ -51,8 +52,10 @@ class Server:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         payload = await request.json()
-        text = payload["messages"][-1]["content"]
+        self.request = request
+        text = payload["messages"][-1]["content"] if "messages" in payload else payload["prompt"]
         self.payloads.append(payload)
+        self.paths.append(request.path)
         self.headers.append(dict(request.headers))
         self.seen[text] += 1
         self.times.setdefault(text, []).append(time.monotonic())
@@ -82,7 +85,7 @@ class Server:
 
     def _app(self) -> web.Application:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self.handle)
+        app.router.add_post("/v1/{path:.*}", self.handle)
         return app
 
     def stop(self) -> None:
@@ -92,9 +95,10 @@ class Server:
         self.loop.close()
 
 
-def http(server: Server, journal: Journal, **settings: Any) -> HttpEndpoint:
+def http(server: Server, journal: Journal, ring: KeyRing | None = None, **settings: Any) -> HttpEndpoint:
     given = {"type": "openai", "base_url": server.url, "name": "m", "api_key_env": "TEST_KEY", "attempts": 3} | settings
-    return HttpEndpoint("pool-name", OpenAIModel.model_validate(given), journal)
+    kind = AnthropicModel if given["type"] == "anthropic" else OpenAIModel
+    return HttpEndpoint("pool-name", kind.model_validate(given), journal, ring)
 
 
 class Count(Silent):

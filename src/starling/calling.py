@@ -341,9 +341,9 @@ class Calls:
         if status == 200:
             lane.flow.answered()
             lane.key.answered()
-        elif status in wire.BUSY_STATUS:
+        elif status in wire.BUSY_STATUS and landing.failure is not Failure.context_length:
             lane.flow.limited(sent, now)
-        if status == 429 and lane.key.limited(sent, landing.wait_s, now):
+        if landing.failure is Failure.rate_limited and lane.key.limited(sent, landing.wait_s, now):
             self._group.note(f"{lane.key.name or 'the server'} asks to wait for {lane.key.parked_until - now:.0f} s")
         if landing.failure in (Failure.connection, Failure.timeout, Failure.server_error):
             if host.failed(sent, now):

@@ -124,7 +124,7 @@ UNUSABLE_STATUS = {401: "refuses the key", 402: "asks for payment", 404: "does n
 """Never the fault of one request: the run stops instead of failing a million times."""
 
 _TOO_LONG = re.compile(
-    r"context[ _](length|window|size)|maximum (allowed|input|prompt|sequence|model) length|max_model_len|max_seq_len"
+    r"context[ _](length|window|size|limit)|maximum (allowed|input|prompt|sequence|model) length|max_model_len|max_seq_len"
     r"|(prompt|input|request|messages?)( \([^)]*\))? (is|are) (too long|longer than)|too long to fit"
     r"|reduce the length of|must have less than \d+ tokens|string_above_max_length",
     re.IGNORECASE,
@@ -134,6 +134,8 @@ _TOO_LONG = re.compile(
 def failure_of(status: int, body: str) -> Failure:
     """What kind of failure an error status is."""
     if status == 413 or (status in (400, 422, 500) and _TOO_LONG.search(body)):
+        return Failure.context_length
+    if status == 429 and "Request too large" in body:  # OpenAI, when one call exceeds what a key may send per minute
         return Failure.context_length
     if status == 408:
         return Failure.timeout
