@@ -23,6 +23,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from starling.batches import BatchApiEndpoint, Clock, lifecycle, shards, wire
+from starling.batches import endpoint as module
 from starling.call import Failure, Reply, Request
 from starling.config import AnthropicModel, Config, OpenAIModel
 from starling.endpoint import ScriptedEndpoint, ask_together
@@ -755,6 +756,18 @@ def test_refused_at_creation_because_the_queue_is_full(serving: Serving, provide
     with Journal(tmp_path / "j") as journal:
         assert [r.text for r in made(serving, journal).ask_all(ask("a"))] == ["re a"]
         assert [state for state, *_ in rows_of(journal)] == ["done"]
+
+
+def test_a_queue_that_is_full_for_hours(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    """Others fill it. That is an answer, and no reason to give the server up."""
+    busy = iter([True] * 200)
+    no = (429, {"error": {"message": "Too many batches"}})
+    provider.refuse = lambda what: no if what == "create" and next(busy, False) else None
+    time = Time()
+    with Journal(tmp_path / "j") as journal:
+        assert [r.text for r in made(serving, journal, time).ask_all(ask("a"))] == ["re a"]
+    assert sum(time.slept) > 3 * module.PATIENCE_S
+    assert len(provider.batches) == 1
 
 
 def test_a_refused_batch_is_not_taken_for_the_one_that_runs(serving: Serving, provider: Provider, tmp_path: Path) -> None:

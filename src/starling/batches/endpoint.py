@@ -249,6 +249,7 @@ class _Work:
             self._pause_s = FIRST_POLL_S
         except QueueFull:
             self._hold(self._table.get(batch.id))
+        self._contact = self._clock.now()
 
     def _hold(self, batch: Batch) -> None:
         """The provider's queue is full. When nothing of ours fills it, the file may be too large for it: make smaller ones."""
