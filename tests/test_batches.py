@@ -770,6 +770,16 @@ def test_a_queue_that_is_full_for_hours(serving: Serving, provider: Provider, tm
     assert len(provider.batches) == 1
 
 
+def test_a_full_queue_is_not_hammered(serving: Serving, provider: Provider, tmp_path: Path) -> None:
+    """Taken at first, refused at the next look, thirty times: at most one creation per longest pause."""
+    provider.complain = lambda rows: [QUEUE] if len(provider.batches) < 30 else []
+    time = Time()
+    with Journal(tmp_path / "j") as journal:
+        replies = made(serving, journal, time, batch={"requests": 2}).complete_all(ask("a", "b", "c"))
+    assert [r.text for r in replies] == ["re a", "re b", "re c"]
+    assert sum(time.slept) > 25 * 60.0
+
+
 def test_a_refused_batch_is_not_taken_for_the_one_that_runs(serving: Serving, provider: Provider, tmp_path: Path) -> None:
     """The queue was full once; then the answer to the second creation gets lost. The list shows both, newest first."""
 

@@ -236,6 +236,7 @@ class _Work:
             if batch is not None:
                 sent = True
                 await self._start(batch)
+                self._pause_s = FIRST_POLL_S
             elif not self._shards.refused:
                 return sent
             elif self._running:
@@ -246,7 +247,6 @@ class _Work:
     async def _start(self, batch: Batch) -> None:
         try:
             self._running[batch.id] = await self._life.start(batch)
-            self._pause_s = FIRST_POLL_S
         except QueueFull:
             self._hold(self._table.get(batch.id))
         self._contact = self._clock.now()
@@ -270,17 +270,20 @@ class _Work:
     # ── back ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _wait(self) -> None:
-        """Until something has changed: a batch has ended, or a queued one has found room."""
-        while True:
-            changed = False
+        """Until a batch has ended, or none waits in our queue any more.
+
+        A queued batch is tried again when another one has ended, else once per longest pause: a provider may take it at first and
+        refuse it at the next look.
+        """
+        while self._running or self._queued:
+            ended = False
             for batch in list(self._running.values()):
-                changed |= await self._look(batch)
+                ended |= await self._look(batch)
             self._report()
-            if self._queued and (changed or not self._running or self._pause_s >= self._batch.poll_s):
-                before = len(self._queued)
+            if self._queued and (ended or self._pause_s >= self._batch.poll_s):
                 await self._start(self._queued.pop(0))
-                changed |= len(self._queued) < before
-            if changed:
+                ended |= not self._queued
+            if ended:
                 return
             if self._clock.now() - self._contact > PATIENCE_S:
                 raise EndpointError(
@@ -291,7 +294,7 @@ class _Work:
             self._pause_s = min(self._batch.poll_s, 1.5 * self._pause_s)
 
     async def _look(self, batch: Batch) -> bool:
-        """Look at a running batch; returns whether it is over."""
+        """Look at a running batch; returns whether it has ended."""
         try:
             view = await self._api.get(batch.batch_id)
             if view.phase == "ended" and not view.results and view.succeeded:
@@ -309,22 +312,22 @@ class _Work:
         if view.phase == "running":
             return False
         del self._running[batch.id]
-        if view.phase == "refused":
-            await self._refused(batch, view)
-        else:
-            await self._collect(batch, view)
         self._finished.pop(batch.id, None)
+        if view.phase == "refused":
+            return await self._refused(batch, view)
+        await self._collect(batch, view)
         return True
 
-    async def _refused(self, batch: Batch, view: View) -> None:
-        """The file was refused as a whole, which is free."""
+    async def _refused(self, batch: Batch, view: View) -> bool:
+        """The file was refused as a whole, which is free; returns whether for good."""
         if is_queue_full(0, view.complaints):
             self._hold(self._life.queue_full(batch, view))
-            return
+            return False
         words = "; ".join(f"{c.code}: {c.message}" for c in view.complaints[:3]) or view.status
         if not await asyncio.to_thread(self._results.refuse, batch, view.complaints):
             self._life.refused(batch, words)
         self._table.update(batch, state="refused", note=words)
+        return True
 
     async def _collect(self, batch: Batch, view: View) -> None:
         """Fetch the results and store them; done twice it changes nothing."""
