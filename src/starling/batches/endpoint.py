@@ -117,11 +117,13 @@ class _Work:
         """Requests that have come to an end, by running batch."""
         self._queued: list[Batch] = []
         """Batches that the provider's queue has no room for."""
+        self._retry_at = 0.0
+        """When one of them is tried again, unless a batch ends before."""
         self._before = self._table.newest()
         """Batches after this row belong to this asking."""
         self._most_requests = self._batch.requests
         self._collected = 0
-        self._contact = self._clock.now()
+        self._contact = self._clock.steady()
         self._pause_s = FIRST_POLL_S
         self._last = ""
         self._shown = 0
@@ -249,7 +251,7 @@ class _Work:
             self._running[batch.id] = await self._life.start(batch)
         except QueueFull:
             self._hold(self._table.get(batch.id))
-        self._contact = self._clock.now()
+        self._contact = self._clock.steady()
 
     def _hold(self, batch: Batch) -> None:
         """The provider's queue is full. When nothing of ours fills it, the file may be too large for it: make smaller ones."""
@@ -280,12 +282,13 @@ class _Work:
             for batch in list(self._running.values()):
                 ended |= await self._look(batch)
             self._report()
-            if self._queued and (ended or self._pause_s >= self._batch.poll_s):
+            if self._queued and (ended or self._clock.steady() >= self._retry_at):
+                self._retry_at = self._clock.steady() + self._batch.poll_s
                 await self._start(self._queued.pop(0))
                 ended |= not self._queued
             if ended:
                 return
-            if self._clock.now() - self._contact > PATIENCE_S:
+            if self._clock.steady() - self._contact > PATIENCE_S:
                 raise EndpointError(
                     f"The server has given no usable answer about its batches for an hour ({self._last})", where=self._where,
                     cure="start again later: the batches run on and are collected then",
@@ -307,7 +310,7 @@ class _Work:
                 self._last = str(refusal)
                 return False
             raise self._life.unknown(batch, refusal) from None
-        self._contact = self._clock.now()
+        self._contact = self._clock.steady()
         self._finished[batch.id] = view.finished
         if view.phase == "running":
             return False

@@ -38,6 +38,9 @@ class Clock:
     """Time as the batches see it; another one in tests."""
 
     now: Callable[[], float] = time.time
+    """Compared with what other processes wrote down; it may jump."""
+    steady: Callable[[], float] = time.monotonic
+    """For everything that this process measures itself."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
