@@ -92,8 +92,8 @@ def config_page() -> str:
 def _definitions(field: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
     """The section classes that a field may hold."""
     if "$ref" in field:
-        definition = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
-        return [definition] if "properties" in definition else []
+        found = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
+        return [found] if "properties" in found else []  # others are types with a name
     for key in ("anyOf", "oneOf", "allOf"):
         if key in field:
             return [d for branch in field[key] for d in _definitions(branch, schema)]

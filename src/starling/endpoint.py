@@ -9,17 +9,19 @@ so a resumed run sees what an undisturbed one saw.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 from starling.asking import Asked, batched, stored, told
+from starling.batches import BatchApiEndpoint
 from starling.call import Failure, Reply, Request
 from starling.errors import EndpointError
 from starling.journal import Answer, Entry, Intent, Journal, Tokens
 from starling.progress import SILENT, Progress
 from starling.records import Finish, ModelRef
-from starling.server import HttpEndpoint, KeyRing, ask_servers
+from starling.server import HttpEndpoint, KeyRing, calls_to, run_loop
 
 __all__ = [
     "BatchEndpoint", "Endpoint", "Engine", "Failure", "HttpEndpoint", "KeyRing", "Reply", "Request", "ScriptedEndpoint",
@@ -56,18 +58,44 @@ class Engine(Protocol):
 
 
 def ask_together(asks: Sequence[tuple[Endpoint, Collection[Request]]], progress: Progress = SILENT) -> list[Iterator[Reply]]:
-    """`ask_all` of several endpoints: those behind servers at the same time, then the others one by one. The replies of each
-    stand in the order of `asks`.
+    """`ask_all` of several endpoints: those behind servers and batch APIs at the same time, then the others one by one. The
+    replies of each stand in the order of `asks`.
 
     Raises:
         BudgetError, EndpointError: as `ask_all`; the first model that cannot go on stops the others, too.
     """
     servers = [(endpoint, requests) for endpoint, requests in asks if isinstance(endpoint, HttpEndpoint)]
-    failed = iter(ask_servers(servers, progress) if servers else [])
-    return [
-        endpoint.replies(requests, next(failed)) if isinstance(endpoint, HttpEndpoint) else endpoint.ask_all(requests, progress)
-        for endpoint, requests in asks
-    ]
+    batches = [(endpoint, requests) for endpoint, requests in asks if isinstance(endpoint, BatchApiEndpoint)]
+    answered, collected = run_loop(_servers_and_batches(servers, batches, progress)) if servers or batches else ([], [])
+    failed, missed = iter(answered), iter(collected)
+    replies = []
+    for endpoint, requests in asks:
+        if isinstance(endpoint, HttpEndpoint):
+            replies.append(endpoint.replies(requests, next(failed)))
+        elif isinstance(endpoint, BatchApiEndpoint):
+            replies.append(endpoint.replies(requests, next(missed)))
+        else:
+            replies.append(endpoint.ask_all(requests, progress))
+    return replies
+
+
+Failed = dict[str, Reply]
+
+
+async def _servers_and_batches(
+    servers: Sequence[tuple[HttpEndpoint, Collection[Request]]],
+    batches: Sequence[tuple[BatchApiEndpoint, Collection[Request]]],
+    progress: Progress,
+) -> tuple[list[Failed], list[Failed]]:
+    """One that cannot go on does not stop the others: whatever is under way at a provider is collected first."""
+    answered, *collected = await asyncio.gather(
+        calls_to(servers, progress), *(endpoint.make_calls(requests, progress) for endpoint, requests in batches),
+        return_exceptions=True,
+    )  # fmt: skip
+    for outcome in (answered, *collected):
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return answered, collected  # type: ignore[return-value]
 
 
 # ── scripts and local engines ────────────────────────────────────────────────────────────────────────────────────────

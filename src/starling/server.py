@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from starling.asking import Asked
 from starling.call import Reply, Request
@@ -18,6 +18,8 @@ from starling.journal import Journal
 from starling.lanes import Served
 from starling.limits import Key
 from starling.progress import SILENT, Progress
+
+T = TypeVar("T")
 
 
 class KeyRing:
@@ -61,17 +63,18 @@ def ask_servers(asks: Sequence[tuple[HttpEndpoint, Collection[Request]]], progre
     Raises:
         BudgetError, EndpointError: see `endpoint.Endpoint`.
     """
-    return _run(_ask_together(asks, progress))
+    return run_loop(calls_to(asks, progress))
 
 
-async def _ask_together(asks: Sequence[tuple[HttpEndpoint, Collection[Request]]], progress: Progress) -> list[dict[str, Reply]]:
+async def calls_to(asks: Sequence[tuple[HttpEndpoint, Collection[Request]]], progress: Progress) -> list[dict[str, Reply]]:
+    """`ask_servers` inside an event loop."""
     group = Group(progress)
     models = [Calls(endpoint.served, requests, group) for endpoint, requests in asks]
     await group.run(models)
     return [model.failed for model in models]
 
 
-def _run(work: Coroutine[Any, Any, list[dict[str, Reply]]]) -> list[dict[str, Reply]]:
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end from ordinary code; in a notebook, where a loop is running already, in a thread of its own."""
     try:
         asyncio.get_running_loop()

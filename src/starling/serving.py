@@ -1,6 +1,7 @@
 """From [models] in the settings to endpoints: the one place that knows which kind of model answers in which way.
 
     openai, anthropic    HttpEndpoint    a server; models that name the same key share its limits
+                         BatchApiEndpoint, when the settings have a `batch`
     local                BatchEndpoint   a transformers folder, sampled here
     microworld-speaker   BatchEndpoint   a folder that the world stage trained
     microworld-judge     ScriptedEndpoint
@@ -17,9 +18,11 @@ from functools import partial
 from pathlib import Path
 
 from starling.artifacts import open_artifact
+from starling.batches import BatchApiEndpoint
 from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, ServerModel, journal_name
 from starling.content import content_of
 from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, KeyRing, Reply, Request, ScriptedEndpoint
+from starling.errors import ConfigError
 from starling.journal import Budget, Journal
 from starling.records import ModelRef, content_hash
 from starling.rundir import JOURNAL_FILE as JOURNAL_FILE
@@ -72,7 +75,7 @@ class Endpoints:
             run = self._config.run
             self._journal = Journal(self._path, Budget(run.budget_calls, run.budget_tokens, run.budget_dollars))
         if isinstance(settings, ServerModel):
-            return HttpEndpoint(name, settings, self._journal, self._keys)
+            return _behind_server(name, settings, self._journal, self._keys)
         if isinstance(settings, MicroworldJudge):
             from starling.microworld import judge  # the only kind of judge that is code of ours
 
@@ -91,6 +94,24 @@ class Endpoints:
         assert self._journal is not None
         model = ModelRef(provider="local", name=label, revision=revision, sampling=settings.sampling)
         return BatchEndpoint(model, _Lazy(self._loaded, folder, settings.batch), self._journal, settings.batch)
+
+
+def _behind_server(name: str, settings: ServerModel, journal: Journal, keys: KeyRing) -> Endpoint:
+    """One by one or in batches; never one by one while a batch may bring the same answers.
+
+    Raises:
+        ConfigError: the settings have no `batch`, but batches of this model are under way.
+    """
+    if settings.batch is not None:
+        return BatchApiEndpoint(name, settings, journal)
+    if under_way := journal.batches.under_way(settings.name):
+        raise ConfigError(
+            f"{len(under_way)} batches of the model '{settings.name}' are under way: asking one by one would pay for them twice",
+            where=f"models.{name}, batches in {journal.path}",
+            cure=f"collect them first (--set models.{name}.batch={{}}), or give them up: sqlite3 {journal.path} "
+            f"\"UPDATE batches SET state = 'lost' WHERE model = '{settings.name}' AND state IN ('creating', 'running')\"",
+        )
+    return HttpEndpoint(name, settings, journal, keys)
 
 
 class _OneEngine:

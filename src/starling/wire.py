@@ -110,6 +110,7 @@ def spend(settings: ServerModel, prompt_tokens: int, completion_tokens: int) -> 
     """What so many tokens cost. A dollar per million tokens is a microdollar per token."""
     price = settings.price
     cost = price.prompt * prompt_tokens + price.completion * completion_tokens if price else 0.0
+    cost *= 1 - settings.batch.discount if settings.batch is not None else 1
     return Spend(tokens=prompt_tokens + completion_tokens, microdollars=math.ceil(cost))
 
 

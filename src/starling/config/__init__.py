@@ -35,6 +35,7 @@ from starling.config.evaluation import (
 )
 from starling.config.models import (
     AnthropicModel,
+    BatchSection,
     KeySection,
     LocalModel,
     MicroworldJudge,
@@ -72,6 +73,7 @@ __all__ = [
     "PPO",
     "Algorithm",
     "AnthropicModel",
+    "BatchSection",
     "BenchmarkSet",
     "Config",
     "DatasetSection",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, field_validator
+from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from starling.config.base import Section
 from starling.records import Sampling
@@ -44,6 +44,21 @@ class Price(Section):
     def dollars(self, prompt_tokens: int, completion_tokens: int) -> float:
         """What so many tokens cost, e.g. Price(prompt=2.5, completion=10).dollars(1_000_000, 100_000) = 3.5."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+class BatchSection(Section):
+    """How a model is asked through its provider's batch API: files out and in, half the price, answers within a day."""
+
+    requests: int = Field(
+        default=50_000, gt=0, le=50_000, description="Most requests per file (OpenAI allows 50,000, Anthropic 100,000)."
+    )
+    bytes: int = Field(
+        default=200_000_000, gt=0, le=200_000_000, description="Most bytes per file (OpenAI allows 200 MB, Anthropic 256 MB)."
+    )
+    poll_s: float = Field(
+        default=60.0, ge=1.0, description="Longest pause between two looks at a batch, in seconds; the first come sooner."
+    )
+    discount: float = Field(default=0.5, ge=0, lt=1, description="Share of the price that the provider takes off (both: half).")
 
 
 def _listed(value: Any) -> Any:
@@ -95,10 +110,19 @@ class ServerModel(Section):
         description="Further parameters sent with every call, e.g. { seed = 1, chat_template_kwargs = { … } }. "
         "Other parameters are another model to the journal.",
     )
+    batch: BatchSection | None = Field(
+        default=None, description="Ask through the provider's batch API: {}, or a section with limits. Default: one by one."
+    )
     sampling: Sampling = Field(default=Sampling(), description="How replies are drawn.")
     system: str | None = Field(
         default=None, description="System message before the prompts it answers (Starling: a persona); unused when it judges."
     )
+
+    @model_validator(mode="after")
+    def _batches_have_one_account(self) -> ServerModel:
+        if self.batch is not None and (len(self.base_url) > 1 or len(self.api_key_env) > 1):
+            raise ValueError("with `batch` there is one base_url and one api_key_env: a batch is known only to its account")
+        return self
 
     @field_validator("extra")
     @classmethod

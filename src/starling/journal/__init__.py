@@ -3,7 +3,8 @@
 Tables: `calls` (one row per key, and which attempt answered it; the first answer stays), `attempts` (one row per try, written
 before the call leaves and completed before anybody parses the reply), and their texts apart in `questions` and `replies`, so that
 counting a million calls reads no texts. The view `readable` is for people with an SQL shell; there,
-`sqlar_uncompress(text, bytes)` of Debian's and sqlite.org's `sqlite3` shows a text.
+`sqlar_uncompress(text, bytes)` of Debian's and sqlite.org's `sqlite3` shows a text. `batches` has a row for each file that went
+to a provider's batch API (`starling.journal.batches`).
 
 An attempt without an end is a call that was in flight when a process died: the only calls that can be paid twice. It keeps
 counting against the budget with the most that it can have cost.
@@ -25,6 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from starling.errors import BudgetError, JournalError
+from starling.journal.batches import Batch, BatchTable
 from starling.journal.database import Database
 from starling.journal.entries import (
     NOTHING,
@@ -42,8 +44,8 @@ from starling.journal.entries import (
 from starling.records import canonical_json
 
 __all__ = [
-    "NOTHING", "UNLIMITED", "Answer", "Budget", "Entry", "Intent", "Journal", "Rejection", "Spend", "StoredReply", "Tokens",
-    "Usage",
+    "NOTHING", "UNLIMITED", "Answer", "Batch", "Budget", "Entry", "Intent", "Journal", "Rejection", "Spend", "StoredReply",
+    "Tokens", "Usage",
 ]  # fmt: skip
 
 
@@ -77,12 +79,19 @@ class Journal:
         self._db = Database(path)
         self._lock = self._db.lock
         self._spent = self._spent_before() if budget != UNLIMITED else (0, 0, 0)
+        self.batches = BatchTable(self._db, self._release)
 
     def _spent_before(self) -> tuple[int, int, int]:
         """Paid attempts, their tokens and microdollars."""
         query = "SELECT count(*), coalesce(sum(tokens), 0), coalesce(sum(microdollars), 0) FROM attempts WHERE paid = 1"
         calls, tokens, microdollars = self._db.all(query)[0]
         return calls, tokens, microdollars
+
+    def _release(self, amounts: tuple[int, int, int]) -> None:
+        """Give paid attempts, tokens and microdollars back to the budget."""
+        with self._lock:
+            calls, tokens, microdollars = (s - r for s, r in zip(self._spent, amounts, strict=True))
+            self._spent = (calls, tokens, microdollars)
 
     def __enter__(self) -> Self:
         return self
@@ -224,10 +233,14 @@ class Journal:
         with self._db.transaction():
             for entry, size, text in packed:
                 if isinstance(entry, Intent):
-                    opened[entry.key, entry.attempt] = self._write_intent(entry, size, text)
+                    made = self._write_intent(entry, size, text)
+                    if entry.batch is None:
+                        opened[entry.key, entry.attempt] = made
                 elif isinstance(entry, Answer):
                     place = (entry.key, entry.attempt)
                     attempt = opened.get(place) or self._open_attempts.get(place)
+                    if entry.batch is not None:
+                        attempt = self._open_in_batch(entry.key, entry.batch)
                     refund, first = self._write_answer(entry, attempt, size, text)
                     refunds.append(refund)
                     closed.append(place)
@@ -246,8 +259,7 @@ class Journal:
             for place in closed:
                 self._open_attempts.pop(place, None)
             for amounts in refunds:
-                calls, tokens, microdollars = (s - r for s, r in zip(self._spent, amounts, strict=True))
-                self._spent = (calls, tokens, microdollars)
+                self._release(amounts)
         return late
 
     def budget_error(self) -> BudgetError:
@@ -277,12 +289,23 @@ class Journal:
         else:
             call = self._db.one("SELECT id FROM calls WHERE key = ?", [entry.key])
         attempt = execute(
-            "INSERT INTO attempts (call, session, number, paid, started, tokens, microdollars) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [call, self._session, entry.attempt, int(entry.paid), time.time(), entry.most.tokens, entry.most.microdollars],
-        ).lastrowid
+            "INSERT INTO attempts (call, session, number, paid, started, tokens, microdollars, batch) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [call, self._session, entry.attempt, int(entry.paid), time.time(), entry.most.tokens, entry.most.microdollars,
+             entry.batch],
+        ).lastrowid  # fmt: skip
         assert attempt is not None
         assert call is not None
         return _Open(attempt, call, entry.paid, entry.most)
+
+    def _open_in_batch(self, key: str, batch: int) -> _Open | None:
+        """The unfinished attempt at `key` that was sent with a batch, by whatever process."""
+        row = self._db.execute(
+            "SELECT a.id, a.call, a.paid, a.tokens, a.microdollars FROM attempts a JOIN calls c ON c.id = a.call "
+            "WHERE c.key = ? AND +a.batch = ? AND a.ended IS NULL",
+            [key, batch],
+        ).fetchone()
+        return _Open(row[0], row[1], bool(row[2]), Spend(row[3], row[4])) if row is not None else None
 
     def _write_answer(self, entry: Answer, opened: _Open | None, size: int, text: bytes) -> tuple[tuple[int, int, int], bool]:
         """Returns (what the budget gets back, False when another answer was there first).
@@ -312,10 +335,10 @@ class Journal:
     def _write_tokens(self, entry: Tokens) -> tuple[int, int, int]:
         """Returns what the budget gets back."""
         query = (
-            "SELECT id, paid, tokens, microdollars FROM attempts WHERE call = (SELECT id FROM calls WHERE key = ?) "
-            "AND session = ? AND number = ? ORDER BY id DESC LIMIT 1"
+            "SELECT id, paid, tokens, microdollars FROM attempts WHERE call = (SELECT id FROM calls WHERE key = ?1) "
+            "AND CASE WHEN ?2 IS NULL THEN session = ?3 AND number = ?4 ELSE batch = ?2 END ORDER BY id DESC LIMIT 1"
         )
-        row = self._db.execute(query, [entry.key, self._session, entry.attempt]).fetchone()
+        row = self._db.execute(query, [entry.key, entry.batch, self._session, entry.attempt]).fetchone()
         if row is None:
             return (0, 0, 0)
         number, paid, tokens, microdollars = row

@@ -65,6 +65,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             microdollars / 1e6 AS dollars, attempts.id AS attempt_id, calls.id AS call_id
             FROM attempts JOIN calls ON calls.id = attempts.call""",
     ),
+    (
+        """CREATE TABLE batches (
+            id INTEGER PRIMARY KEY, model TEXT NOT NULL, server TEXT NOT NULL, token TEXT NOT NULL, state TEXT NOT NULL,
+            shard TEXT NOT NULL DEFAULT '', requests INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
+            file_id TEXT NOT NULL DEFAULT '', newest TEXT NOT NULL DEFAULT '', batch_id TEXT NOT NULL DEFAULT '',
+            sure INTEGER NOT NULL DEFAULT 1, others TEXT NOT NULL DEFAULT '', sent REAL NOT NULL DEFAULT 0,
+            note TEXT NOT NULL DEFAULT '')""",
+        "ALTER TABLE attempts ADD COLUMN batch INTEGER",
+        "CREATE INDEX attempts_batch ON attempts (batch) WHERE batch IS NOT NULL",
+    ),
 )
 """Statements that lead from schema version i to i + 1; `PRAGMA user_version` counts those applied. Only ever appended to."""
 

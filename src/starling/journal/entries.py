@@ -65,15 +65,19 @@ class Intent:
     """False for local models: they do not count against the budget."""
     most: Spend = NOTHING
     """The most that it can cost; what it counts until the true cost is known."""
+    batch: int | None = None
+    """The row of `batches` it is sent with. Such an attempt may be answered by a later process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An attempt came to its end. The same key and attempt as in its Intent, written by the same Journal object."""
+    """An attempt came to its end. The same key and attempt as in its Intent, written by the same Journal object; or the same key
+    and batch, written by any."""
 
     key: str
     attempt: int
     reply: StoredReply
+    batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,8 @@ class Tokens:
     completion: int | None
     spent: Spend = NOTHING
     """Takes the place of its Intent's `most`."""
+    batch: int | None = None
+    """As in its Answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
