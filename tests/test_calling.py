@@ -362,6 +362,16 @@ def test_two_addresses_share_the_calls_and_a_dead_one_is_left_out(server: Server
     assert journal.usage().paid == 300
 
 
+def test_a_call_that_failed_at_one_address_tries_another(server: Server, other: Server, journal: Journal, quick: None) -> None:
+    async def broken(_: str, __: int) -> web.StreamResponse:
+        return web.Response(status=500)
+
+    server.answer = broken
+    endpoint = http(server, journal, base_url=[server.url, other.url], attempts=2, in_flight=1)
+    assert [r.text for r in endpoint.complete_all([ask(t) for t in "abc"])] == ["re a", "re b", "re c"]
+    assert other.seen == Counter("abc")
+
+
 def test_an_address_that_comes_back_is_used_again(server: Server, other: Server, journal: Journal, quick: None) -> None:
     async def broken(text: str, times: int) -> web.StreamResponse:
         return web.Response(status=500) if sum(other.seen.values()) <= limits.EJECT_AFTER else await other.echo(text, times)

@@ -21,7 +21,7 @@ def test_backoff_doubles_up_to_a_minute_with_half_of_it_by_chance(failures: int,
     assert limits.backoff(failures, draw) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(("asked", "draw", "seconds"), [(2, 0, 2.0), (2, 1, 2.4), (60, 1, 60.5), (0.5, 1, 0.6)])
+@pytest.mark.parametrize(("asked", "draw", "seconds"), [(2, 0, 2.0), (2, 1, 2.2), (60, 1, 60.5), (0.5, 1, 0.55)])
 def test_what_the_server_asks_for_is_kept_and_little_is_added(asked: float, draw: float, seconds: float) -> None:
     assert limits.after(asked, draw) == pytest.approx(seconds)
 
@@ -171,46 +171,74 @@ def test_rejections_long_ago_are_another_story() -> None:
 # ── concurrency ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_flow_halves_once_per_round_trip_and_rises_by_a_thirty_second() -> None:
+def test_flow_falls_once_per_round_trip_by_half_the_share_rejected() -> None:
     flow = Flow(64)
     for _ in range(10):
-        flow.limited(sent=0.0, now=1.0)  # a whole round trip of rejections
+        flow.limited(sent=0.0, now=1.0)  # all left before the first came back: one round
+    assert flow.limit == 64
+    flow.limited(sent=1.0, now=2.0)  # the first of the next round ends it: 11 of 11
     assert flow.limit == 32
-    flow.limited(sent=0.9, now=1.5)
+    for _ in range(3):
+        flow.limited(sent=1.5, now=2.5)
     assert flow.limit == 32
-    flow.limited(sent=1.1, now=2.0)
-    assert flow.limit == 16
-    for _ in range(16):  # one round trip of answers
-        flow.answered()
-    assert flow.limit == pytest.approx(18, abs=0.15)  # 64 / 32 more
-    for second in range(3, 20):
+    flow.limit = 60.0
+    for _ in range(4):
+        flow.answered(sent=1.9, now=2.9)  # 2/60 more for each
+    before = flow.limit
+    assert before == pytest.approx(60 + 4 * 2 / 60, abs=0.001)
+    flow.limited(sent=2.0, now=3.0)  # 4 rejected of 8
+    assert flow.limit == pytest.approx(before * 0.75)
+
+
+def test_flow_has_a_floor_and_comes_back() -> None:
+    flow = Flow(64)
+    for second in range(20):
         flow.limited(second, second + 0.5)
     assert flow.limit == 4  # a sixteenth
-    for _ in range(5000):
-        flow.answered()
-    assert flow.limit == 64
+    for second in range(20, 1000):
+        for _ in range(int(flow.limit)):
+            flow.answered(second, second + 0.5)
+        if flow.limit == 64:
+            break
+    assert second - 20 == pytest.approx(30, abs=3)  # 2 more per round trip, from 4 to 64
+
+
+def test_a_lone_rejection_among_hundreds_is_not_felt() -> None:
+    flow = Flow(256)
+    for trip in range(3):
+        for call in range(256):
+            if (trip, call) == (1, 100):
+                flow.limited(trip, trip + 0.5)
+            else:
+                flow.answered(trip, trip + 0.5)
+    assert flow.limit > 255
 
 
 def test_flow_of_one_stays_one() -> None:
     flow = Flow(1)
-    flow.limited(0, 1)
+    for second in range(3):
+        flow.limited(second, second + 0.5)
     assert flow.limit == 1
-    flow.answered()
+    flow.answered(3, 3.5)
     assert flow.limit == 1
 
 
-def test_flow_settles_around_what_a_server_takes() -> None:
-    """A server that rejects whatever exceeds 100 in flight: between half and all of it is used, round after round."""
-    flow, used = Flow(256), []
+@pytest.mark.parametrize(("takes", "least", "most"), [(100, 95, 0.2), (20, 19, 0.6)])
+def test_flow_settles_around_what_a_server_takes(takes: int, least: int, most: float) -> None:
+    """A server that rejects whatever exceeds so many in flight: nearly all of it is used, and the rejections stay bounded."""
+    flow, used, rejected = Flow(256), 0, 0
     for trip in range(400):
-        sent, flying = float(trip), int(flow.limit)
-        for _ in range(min(flying, 100)):
-            flow.answered()
-        for _ in range(max(0, flying - 100)):
-            flow.limited(sent, trip + 0.5)
-        used.append(min(flying, 100))
-    assert min(used[20:]) >= 50
-    assert sum(used[20:]) / len(used[20:]) >= 75
+        flying = int(flow.limit)
+        for i in range(flying):
+            if i % flying < takes:
+                flow.answered(trip, trip + 0.5)
+            else:
+                flow.limited(trip, trip + 0.5)
+        if trip >= 50:
+            used += min(flying, takes)
+            rejected += max(0, flying - takes)
+    assert used / 350 >= least
+    assert rejected / used < most
 
 
 # ── addresses ────────────────────────────────────────────────────────────────────────────────────────────────────────

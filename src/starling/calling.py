@@ -339,7 +339,7 @@ class Calls:
         """What the attempt says about server, key and load."""
         status, sent, now = landing.stored.status, landing.sent, landing.ended
         if status == 200:
-            lane.flow.answered()
+            lane.flow.answered(sent, now)
             lane.key.answered()
         elif status in wire.BUSY_STATUS and landing.failure is not Failure.context_length:
             lane.flow.limited(sent, now)

@@ -38,7 +38,7 @@ def backoff(failures: int, draw: float) -> float:
 
 def after(asked_s: float, draw: float) -> float:
     """Seconds to wait when the server asks for `asked_s`: a little more, so that not all come back at the same instant."""
-    return asked_s + min(0.2 * asked_s, 0.5) * draw
+    return asked_s + min(0.1 * asked_s, 0.5) * draw
 
 
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -158,24 +158,38 @@ class Key:
 
 
 class Flow:
-    """How many calls may be in flight: halved at most once per round trip, raised by 1/32 of `most` per round trip without
-    rejections, between 1/16 of `most` and `most` (the scheme of TCP: Chiu and Jain, 1989)."""
+    """How many calls may be in flight: additive increase, multiplicative decrease by what share was rejected.
+
+    A round is one round trip: it ends when the first call comes back that left after it began. Its share s of rejections lowers
+    the limit by the factor 1 − s/2, so that a round of rejections halves it and a lone one among hundreds is not felt (DCTCP's
+    scheme: Alizadeh et al., 2010, without its smoothing); every answer raises it so that a round of answers adds 1/32 of `most`.
+    The limit stays between 1/16 of `most` and `most`.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.least = max(1.0, most / 16)
         self.limit = float(most)
-        self._cut = -math.inf
+        self._began: float | None = None
+        self._landed = self._rejected = 0
 
-    def answered(self) -> None:
-        """A call was answered."""
+    def answered(self, sent: float, now: float) -> None:
+        """A call that left at `sent` was answered."""
         self.limit = min(float(self.most), self.limit + max(1.0, self.most / 32) / self.limit)
+        self._count(sent, now, rejected=False)
 
     def limited(self, sent: float, now: float) -> None:
-        """A call that left at `sent` met a server that is too busy. Those that left before the last cut say nothing new."""
-        if sent >= self._cut:
-            self.limit = max(self.least, self.limit / 2)
-            self._cut = now
+        """A call that left at `sent` met a server that is too busy."""
+        self._count(sent, now, rejected=True)
+
+    def _count(self, sent: float, now: float, *, rejected: bool) -> None:
+        self._landed += 1
+        self._rejected += rejected
+        if self._began is None:
+            self._began = now
+        elif sent >= self._began:
+            self.limit = max(self.least, self.limit * (1 - 0.5 * self._rejected / self._landed))
+            self._began, self._landed, self._rejected = now, 0, 0
 
 
 # ── servers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
