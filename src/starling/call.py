@@ -145,14 +145,14 @@ def _parts_of_choice(data: dict[str, Any]) -> tuple[Any, Any, Any, Counts]:
         content, refusal = str.removeprefix(choice["text"], " "), None
     if isinstance(content, list):
         content = _joined(content)
-    usage = data.get("usage") or {}
+    usage = _usage(data)
     counts = (_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
     return content, refusal, choice.get("finish_reason"), counts
 
 
 def _parts_of_message(data: dict[str, Any]) -> tuple[Any, Any, Any, Counts]:
     """The same of Anthropic's format; cached parts of a prompt are counted like the rest of it."""
-    usage = data.get("usage") or {}
+    usage = _usage(data)
     read = [_count(usage.get(n)) for n in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")]
     prompt = None if read[0] is None else sum(n or 0 for n in read)
     return _joined(data["content"]), None, data.get("stop_reason"), (prompt, _count(usage.get("output_tokens")))
@@ -160,6 +160,12 @@ def _parts_of_message(data: dict[str, Any]) -> tuple[Any, Any, Any, Counts]:
 
 def _joined(parts: list[Any]) -> str:
     return "".join(part["text"] for part in parts if part.get("type") == "text")
+
+
+def _usage(data: dict[str, Any]) -> dict[str, Any]:
+    """The token counts; nonsense in their place does not spoil a reply that was paid for."""
+    usage = data.get("usage")
+    return usage if isinstance(usage, dict) else {}
 
 
 def _count(value: Any) -> int | None:

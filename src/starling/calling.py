@@ -255,8 +255,8 @@ class Calls:
             chosen, lane_wait = choose(self._lanes, call, now)
             if chosen is None:
                 wait = min(wait, lane_wait)
-                if not call.not_before:
-                    break  # nobody behind it could go, either
+                if not call.not_before or not any(lane.room() for lane in self._lanes):
+                    break  # nobody behind it could go, either; a call whose turn it is again keeps its place
                 self._ready.rotate(-1)  # only this call is not wanted by the keys that are free
             elif self._announce(call, chosen, now):
                 self._ready.popleft()

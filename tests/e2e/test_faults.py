@@ -76,7 +76,7 @@ CURED = (
 """A second attempt helps; without one, the call fails by its provider."""
 
 LASTING = {
-    **{kind: {Outcome.provider_error} for kind in (*CURED, "bad_request", "unknown_finish")},
+    **{kind: {Outcome.provider_error} for kind in (*CURED[1:], "bad_request", "unknown_finish")},
     "context_length": {Outcome.provider_error, Outcome.too_long},
     **{kind: {Outcome.unparsed} for kind in ("empty_text", "null_text", "huge", *JUDGE)},
     "finish_length": {Outcome.truncated},
@@ -173,6 +173,16 @@ def test_retry_after_is_kept_while_the_others_keep_running(server: FakeServer, j
     others = [t for k in stats["keys"].values() for t in k["arrived"] if refused < t < refused + 2]
     per_quarter = Counter(int((t - refused) / 0.25) for t in others)
     assert all(per_quarter[quarter] >= 5 for quarter in range(8)), per_quarter
+
+
+@pytest.mark.timeout(60)
+def test_a_request_that_is_rejected_for_ever_becomes_a_named_row(server: FakeServer, journal: Journal) -> None:
+    """As OpenAI does with one that is larger than a minute's tokens: 429 every time, while all others are answered."""
+    server.reset([Fault("rate_limited", marker="Question 77.")])
+    model = endpoint(server, journal, attempts=3)
+    replies = model.complete_all(questions(model, 200))
+    assert [i for i, r in enumerate(replies) if r.finish is Finish.error] == [77]
+    assert "429" in replies[77].error
 
 
 @pytest.mark.parametrize("budget", [Budget(calls=60), Budget(tokens=60 * 80)], ids=["calls", "tokens"])
