@@ -1,7 +1,8 @@
 """One call to a model: what is asked, what came back, and how a raw reply is read.
 
-Pure functions and frozen values. What goes over the wire is `starling.wire`, who sends it `starling.server`. Replies are stored
-as received; their own shape says which of three formats they are in, so one parser reads the whole journal:
+Pure functions and frozen values. What goes over the wire is `starling.endpoint.wire`, who sends it
+`starling.endpoint.server`. Replies are stored as received; their own shape says which of three formats they are in, so one
+parser reads the whole journal:
 
     chat         choices[0].message    OpenAI's chat completions, as spoken by vLLM, SGLang, Ollama and the gateways
     completions  choices[0].text       OpenAI's completions

@@ -25,6 +25,7 @@ from starling import prompts
 from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
 from starling.config import Config, LocalModel, MicroworldJudge, ServerModel, secret
+from starling.endpoint.wire import model_ref
 from starling.errors import ConfigError, InputError, MissingExtra
 from starling.judge.modes import calls_per_order
 from starling.judge.rubric import Rubric, prompt_chars, rubric_of
@@ -34,7 +35,6 @@ from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
-from starling.wire import model_ref
 
 CHARS_PER_TOKEN = 4
 

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 
 from starling.artifacts import open_artifact
-from starling.batches import BatchApiEndpoint
 from starling.config import Config, LocalModel, MicroworldJudge, MicroworldSpeaker, ServerModel, journal_name
 from starling.content import content_of
 from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, KeyRing, Reply, Request, ScriptedEndpoint
+from starling.endpoint.batches import BatchApiEndpoint
 from starling.errors import ConfigError
 from starling.journal import Budget, Journal
 from starling.records import ModelRef, content_hash

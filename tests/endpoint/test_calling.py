@@ -16,9 +16,19 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from starling import calling, limits, wire
 from starling.config import KeySection
-from starling.endpoint import BatchEndpoint, Failure, KeyRing, Reply, Request, ScriptedEndpoint, ask_together
+from starling.endpoint import (
+    BatchEndpoint,
+    Failure,
+    KeyRing,
+    Reply,
+    Request,
+    ScriptedEndpoint,
+    ask_together,
+    calling,
+    limits,
+    wire,
+)
 from starling.errors import BudgetError, EndpointError
 from starling.journal import Answer, Budget, Intent, Journal, Spend, StoredReply
 from starling.records import Finish, Message, ModelRef

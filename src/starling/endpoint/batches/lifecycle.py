@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
-from starling.batches.shards import Shards
-from starling.batches.wire import BatchApi, Complaint, NoReply, Refusal, View
+from starling.endpoint.batches.shards import Shards
+from starling.endpoint.batches.wire import BatchApi, Complaint, NoReply, Refusal, View
 from starling.errors import EndpointError
 from starling.journal import Batch, Journal
 

@@ -4,7 +4,7 @@ Every endpoint keeps law 1: a call is announced in the journal before it leaves,
 is parsed, and an answered request is never asked again. Replies are always parsed from the journal's text, fresh or old,
 so a resumed run sees what an undisturbed one saw.
 
-`HttpEndpoint` is in `starling.server`; scripts and local engines are here.
+`HttpEndpoint` is in `starling.endpoint.server`; scripts and local engines are here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
-from starling.asking import Asked, batched, stored, told
-from starling.batches import BatchApiEndpoint
 from starling.call import Failure, Reply, Request
+from starling.endpoint.asking import Asked, batched, stored, told
+from starling.endpoint.batches import BatchApiEndpoint
+from starling.endpoint.server import HttpEndpoint, KeyRing, calls_to, run_loop
 from starling.errors import EndpointError
 from starling.journal import Answer, Entry, Intent, Journal, Tokens
 from starling.progress import SILENT, Progress
 from starling.records import Finish, ModelRef
-from starling.server import HttpEndpoint, KeyRing, calls_to, run_loop
 
 __all__ = [
     "BatchEndpoint", "Endpoint", "Engine", "Failure", "HttpEndpoint", "KeyRing", "Reply", "Request", "ScriptedEndpoint",

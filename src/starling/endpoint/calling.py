@@ -24,17 +24,17 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from itertools import count, islice
 
-from starling import limits, wire
-from starling.asking import NOT_A_REPLY
 from starling.call import Failure, Reply, Request, failed_reply, parse_reply
-from starling.commits import Writer
 from starling.config import secret
+from starling.endpoint import limits, wire
+from starling.endpoint.asking import NOT_A_REPLY
+from starling.endpoint.commits import Writer
+from starling.endpoint.lanes import Call, Lane, Served, choose
+from starling.endpoint.limits import Host
+from starling.endpoint.transport import Landing, Wire
 from starling.errors import EndpointError, StarlingError
 from starling.journal import Answer, Intent, Journal, Rejection, StoredReply, Tokens
-from starling.lanes import Call, Lane, Served, choose
-from starling.limits import Host
 from starling.progress import Progress
-from starling.transport import Landing, Wire
 
 DRAWN_TOGETHER = 64
 """Requests drawn and looked up in the journal at once."""

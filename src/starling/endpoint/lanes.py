@@ -6,11 +6,11 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from starling import wire
 from starling.call import Request
 from starling.config import ServerModel
+from starling.endpoint import wire
+from starling.endpoint.limits import Flow, Host, Hosts, Key, Ratio
 from starling.journal import NOTHING, Journal
-from starling.limits import Flow, Host, Hosts, Key, Ratio
 
 
 class Served:

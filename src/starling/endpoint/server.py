@@ -1,6 +1,6 @@
 """Models behind servers as endpoints: what stays the same from one round of calls to the next, and several models at a time.
 
-How a call is made is `starling.calling`.
+How a call is made is `starling.endpoint.calling`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from starling.asking import Asked
 from starling.call import Reply, Request
-from starling.calling import Calls, Group
 from starling.config import KeySection, ServerModel
+from starling.endpoint.asking import Asked
+from starling.endpoint.calling import Calls, Group
+from starling.endpoint.lanes import Served
+from starling.endpoint.limits import Key
 from starling.journal import Journal
-from starling.lanes import Served
-from starling.limits import Key
 from starling.progress import SILENT, Progress
 
 T = TypeVar("T")

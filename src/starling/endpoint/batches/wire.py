@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote, urlsplit
 
+from starling.endpoint.wire import error_message, retry_after
 from starling.journal import StoredReply
-from starling.wire import error_message, retry_after
 
 PAGE = 100
 """Batches per page of a listing: OpenAI's most."""

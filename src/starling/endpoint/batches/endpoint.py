@@ -12,19 +12,19 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from starling.asking import Asked
-from starling.batches.lifecycle import Clock, Lifecycle, QueueFull, is_queue_full
-from starling.batches.results import Outcome, Results
-from starling.batches.shards import Feed, Limits, Shards, chunks
-from starling.batches.wire import AnthropicBatches, BatchApi, Http, NoReply, OpenAIBatches, Refusal, View
 from starling.call import Failure, Reply, Request, failed_reply
 from starling.config import AnthropicModel, ServerModel, secret
+from starling.endpoint.asking import Asked
+from starling.endpoint.batches.lifecycle import Clock, Lifecycle, QueueFull, is_queue_full
+from starling.endpoint.batches.results import Outcome, Results
+from starling.endpoint.batches.shards import Feed, Limits, Shards, chunks
+from starling.endpoint.batches.wire import AnthropicBatches, BatchApi, Http, NoReply, OpenAIBatches, Refusal, View
+from starling.endpoint.limits import Ratio
+from starling.endpoint.server import run_loop
+from starling.endpoint.wire import UNUSABLE_STATUS, failure_of, headers, model_ref, path, payload, spend, wants_new_limit
 from starling.errors import EndpointError
 from starling.journal import Batch, Journal, Spend, StoredReply
-from starling.limits import Ratio
 from starling.progress import SILENT, Progress
-from starling.server import run_loop
-from starling.wire import UNUSABLE_STATUS, failure_of, headers, model_ref, path, payload, spend, wants_new_limit
 
 FIRST_POLL_S = 5.0
 """The first look at a new batch; small ones end within a minute."""

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starling import wire
 from starling.call import Failure, Request
 from starling.config import ServerModel
+from starling.endpoint import wire
 from starling.errors import InputError
 from starling.journal import StoredReply
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starling.asking import NOT_A_REPLY
-from starling.batches.shards import CHUNK, chunks
-from starling.batches.wire import Complaint, View
 from starling.call import Reply, parse_reply
+from starling.endpoint.asking import NOT_A_REPLY
+from starling.endpoint.batches.shards import CHUNK, chunks
+from starling.endpoint.batches.wire import Complaint, View
 from starling.journal import Answer, Batch, Entry, Journal, Rejection, Spend, StoredReply, Tokens
 
 Read = Callable[[bytes], tuple[str, StoredReply] | None]

@@ -10,7 +10,7 @@ Law 1 in batches: nothing is created twice. Before a batch is created, its row i
 without an id asks the provider's list first. At whatever instant a process dies, the next one takes every file up where it was.
 """
 
-from starling.batches.endpoint import BatchApiEndpoint
-from starling.batches.lifecycle import Clock
+from starling.endpoint.batches.endpoint import BatchApiEndpoint
+from starling.endpoint.batches.lifecycle import Clock
 
 __all__ = ["BatchApiEndpoint", "Clock"]

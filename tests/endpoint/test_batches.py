@@ -22,11 +22,11 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from starling.batches import BatchApiEndpoint, Clock, lifecycle, shards, wire
-from starling.batches import endpoint as module
 from starling.call import Failure, Reply, Request
 from starling.config import AnthropicModel, Config, OpenAIModel
 from starling.endpoint import ScriptedEndpoint, ask_together
+from starling.endpoint.batches import BatchApiEndpoint, Clock, lifecycle, shards, wire
+from starling.endpoint.batches import endpoint as module
 from starling.errors import BudgetError, ConfigError, EndpointError, JournalError
 from starling.journal import Budget, Intent, Journal
 from starling.journal.batches import BatchTable
@@ -452,7 +452,7 @@ def test_a_crash_at_any_moment_neither_pays_twice_nor_loses_anything(
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from starling.batches import BatchApiEndpoint, wire
+from starling.endpoint.batches import BatchApiEndpoint, wire
 from starling.config import OpenAIModel
 from starling.journal import Journal
 from starling.records import Message, ModelRef
@@ -665,7 +665,7 @@ def test_repeated_missing_unknown_and_broken_lines(serving: Serving, provider: P
 def test_a_reply_is_in_the_journal_before_it_is_parsed(
     serving: Serving, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from starling.batches import results
+    from starling.endpoint.batches import results
 
     real, stored = results.parse_reply, []
     with Journal(tmp_path / "j") as journal, Journal(tmp_path / "j") as other:
@@ -1301,7 +1301,7 @@ def test_no_query_goes_through_a_whole_batch_for_every_key(tmp_path: Path, monke
 def test_every_state_is_explained(tmp_path: Path) -> None:
     from starling.journal import batches
 
-    page = (Path(__file__).parents[1] / "docs" / "batches.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "batches.md").read_text("utf-8")
     explained = {
         name for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE) for name in re.findall(r"\w+", row)
     }

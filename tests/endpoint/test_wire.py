@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from starling import wire
 from starling.call import Failure, Reply, Request, parse_reply
 from starling.config import AnthropicModel, OpenAIModel, ServerModel
+from starling.endpoint import wire
 from starling.errors import InputError
 from starling.journal import Spend
 from starling.records import Finish, Message, ModelRef, Sampling

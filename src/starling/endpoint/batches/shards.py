@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from starling.batches.wire import BatchApi
 from starling.call import Request
+from starling.endpoint.batches.wire import BatchApi
 from starling.errors import EndpointError
 from starling.journal import Batch, Intent, Journal, Spend
 from starling.rundir import remove_empty

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from starling import limits
-from starling.limits import Bucket, Flow, Host, Hosts, Key, Ratio
+from starling.endpoint import limits
+from starling.endpoint.limits import Bucket, Flow, Host, Hosts, Key, Ratio
 
 # ── patience of one call ─────────────────────────────────────────────────────────────────────────────────────────────
 

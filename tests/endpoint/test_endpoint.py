@@ -21,10 +21,21 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from starling import asking, calling, commits, limits, wire
 from starling import call as format_
 from starling.config import OpenAIModel
-from starling.endpoint import BatchEndpoint, Failure, HttpEndpoint, Reply, Request, ScriptedEndpoint
+from starling.endpoint import (
+    BatchEndpoint,
+    Failure,
+    HttpEndpoint,
+    Reply,
+    Request,
+    ScriptedEndpoint,
+    asking,
+    calling,
+    commits,
+    limits,
+    wire,
+)
 from starling.errors import BudgetError, ConfigError, EndpointError
 from starling.journal import Budget, Intent, Journal, StoredReply
 from starling.records import Finish, Message, ModelRef, Sampling
