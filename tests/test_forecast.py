@@ -95,6 +95,47 @@ def test_totals(tmp_path: Path) -> None:
     assert found.total[0].hours == pytest.approx(b.hours + judge.hours), "one stage after the other"
 
 
+def test_rate_limits_of_keys_make_hours_longer(tmp_path: Path) -> None:
+    """100 calls of 8 s, 8 in flight per key: 100 s with one key, 50 s with two, whatever the faster limits say. At 6 requests a
+    minute and key 100/6 min; at 1,311 tokens a minute 31,100 / 1,311 = 23.7 min; a key without a limit never waits."""
+    two = ('models.a.api_key_env=["K", "L"]',)
+
+    def hours(*overrides: str) -> float:
+        found = lines(settings(tmp_path, 100, *overrides))["responses", "a"].expected.hours
+        assert found is not None
+        return found * 3600
+
+    assert hours("models.a.api_key_env=K") == pytest.approx(100)
+    assert hours(*two) == pytest.approx(50)
+    assert hours(*two, "keys.K.requests_per_minute=6", "keys.L.requests_per_minute=6") == pytest.approx(100 / 12 * 60)
+    assert hours(*two, "keys.K.requests_per_minute=6") == pytest.approx(50)
+    assert hours("models.a.api_key_env=K", "keys.K.tokens_per_minute=1311") == pytest.approx(31_100 / 1311 * 60)
+    assert hours("models.a.api_key_env=K", "keys.K.tokens_per_minute=1e9") == pytest.approx(100)
+
+
+def test_a_batch_api_is_cheaper_and_promises_no_hours(tmp_path: Path) -> None:
+    dear = lines(settings(tmp_path))["responses", "a"].expected
+    cheap = lines(settings(tmp_path, 4, "models.a.batch={}"))["responses", "a"].expected
+    assert dear.dollars is not None
+    assert (cheap.dollars, cheap.hours) == (pytest.approx(dear.dollars / 2), None)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("run.budget_tokens=10", "exceeds run.budget_tokens = 10: 0 tokens are paid for, "),
+        ("run.budget_tokens=1000000", None),
+        ("run.budget_dollars=0.001", "exceeds run.budget_dollars = 0.001: 0.00 dollars are paid for, "),
+        ("run.budget_dollars=0.1", "may exceed run.budget_dollars = 0.1: "),
+        ("run.budget_dollars=9", None),
+    ],
+)
+def test_budgets_in_tokens_and_dollars_are_compared(tmp_path: Path, override: str, said: str | None) -> None:
+    warnings = [w for w in forecast.forecast(settings(tmp_path, 4, override), STAGES).warnings if "budget" in w]
+    assert len(warnings) == (said is not None)
+    assert said is None or warnings[0].startswith(said)
+
+
 def test_what_the_journal_answers_is_taken_off_and_gives_the_lengths(tmp_path: Path) -> None:
     config = settings(tmp_path, 100)
     answer(config, "big", "respond", 40, prompt=15, completion=120, seconds=2.0)
@@ -188,9 +229,9 @@ def test_prompts_that_are_judged_again_are_a_share_of_all(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("budget", "answered", "said"),
     [
-        (11, 0, "exceeds run.budget_calls = 11: 0 calls are paid for, 12 are to come"),
-        (12, 0, "may exceed run.budget_calls = 12: 0 calls are paid for, 12 are to come, and at most 16"),
-        (12, 1, "may exceed run.budget_calls = 12: 1 calls are paid for, 11 are to come, and at most 15"),
+        (11, 0, "exceeds run.budget_calls = 11: 0 calls are paid for, 12 calls are to come"),
+        (12, 0, "may exceed run.budget_calls = 12: 0 calls are paid for, 12 calls are to come, and at most 16 calls"),
+        (12, 1, "may exceed run.budget_calls = 12: 1 calls are paid for, 11 calls are to come, and at most 15 calls"),
         (15, 0, "may exceed"),
         (16, 0, None),
     ],

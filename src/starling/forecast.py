@@ -5,9 +5,10 @@
     expected   replies as long as those in the journal so far; where it has too few, the ASSUMED lengths below
     at most    every reply as long as allowed, every call that may be repeated repeated
 
-Dollars are tokens times `price` of the model; a model without a price has none, which is not the same as costing nothing. Hours
-are calls times seconds per call over `in_flight`, for models behind servers only; a rate limit makes them longer. What is
-sampled on this machine has neither. Answers in the journal are told by the model's name and the purpose of the call, not one by
+Dollars are tokens times `price` of the model, less the discount of a batch API; a model without a price has none, which is not
+the same as costing nothing. Hours are calls times seconds per call over `in_flight` and the number of keys, or what the rate
+limits under [keys] need if that is longer; a batch API makes no promise but "within a day", so it has none. What is sampled on
+this machine has neither. Answers in the journal are told by the model's name and the purpose of the call, not one by
 one: calls of other settings (another rubric, another temperature) count as answered too, so a plan for changed settings may
 promise too little; run.dir of its own makes it exact.
 """
@@ -21,7 +22,7 @@ from functools import cache, partial
 from typing import Any
 
 from starling import plan
-from starling.config import Config, MicroworldJudge, Price, journal_name
+from starling.config import Config, KeySection, MicroworldJudge, ServerModel, journal_name
 from starling.journal import Journal
 from starling.plan import Calls
 from starling.progress import SILENT, Progress
@@ -115,6 +116,9 @@ class Seen:
     completion_tokens: int = 0
     latency_s: float = 0.0
     """Summed over the answered calls."""
+    tokens: int = 0
+    """Of the paid calls, prompt and reply, as the budget counts them."""
+    dollars: float = 0.0
 
 
 Used = Callable[[str | None, str | None], Seen]
@@ -123,7 +127,10 @@ Used = Callable[[str | None, str | None], Seen]
 
 def _seen(journal: Journal, model: str | None, purpose: str | None) -> Seen:
     usage = journal.usage(model=model, purpose=purpose)
-    return Seen(usage.answered, usage.paid, usage.prompt_tokens, usage.completion_tokens, usage.latency_s)
+    return Seen(
+        usage.answered, usage.paid, usage.prompt_tokens, usage.completion_tokens, usage.latency_s,
+        usage.tokens, usage.dollars,
+    )  # fmt: skip
 
 
 def _forecast(config: Config, todo: Sequence[str], prompts: Sequence[Prompt], used: Used) -> Forecast:
@@ -142,8 +149,8 @@ def _forecast(config: Config, todo: Sequence[str], prompts: Sequence[Prompt], us
         _sum([expected for expected, _ in stages.values()], sum),
         _sum([at_most for _, at_most in stages.values()], sum),
     )
-    paid = used(None, None).paid
-    return Forecast(tuple(lines), stages, total, paid, tuple(_warnings(config, lines, paid)))
+    so_far = used(None, None)
+    return Forecast(tuple(lines), stages, total, so_far.paid, tuple(_warnings(config, lines, so_far)))
 
 
 _ORDER = ("responses", "ranking", "evaluate")
@@ -231,16 +238,27 @@ def _assumed_latency(tokens: float) -> float:
 def _amount(config: Config, label: str, calls: int, prompt: float, reply: float, latency_s: float) -> Amount:
     """`calls` calls with that many tokens each."""
     model = config.models[label]
-    price: Price | None = model.price if hasattr(model, "price") else None
-    in_flight: int | None = model.in_flight if hasattr(model, "in_flight") else None
     prompt_tokens, completion_tokens = round(calls * prompt), round(calls * reply)
-    return Amount(
-        calls=calls,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        dollars=None if price is None else price.dollars(prompt_tokens, completion_tokens),
-        hours=None if in_flight is None else calls * latency_s / in_flight / 3600,
-    )
+    dollars = hours = None
+    if isinstance(model, ServerModel):
+        if model.price is not None:
+            discount = model.batch.discount if model.batch is not None else 1.0
+            dollars = model.price.dollars(prompt_tokens, completion_tokens) * discount
+        if model.batch is None:
+            hours = _hours(config, model, calls, prompt_tokens + completion_tokens, latency_s)
+    return Amount(calls, prompt_tokens, completion_tokens, dollars, hours)
+
+
+def _hours(config: Config, model: ServerModel, calls: int, tokens: int, latency_s: float) -> float:
+    """The longest of what the calls in flight, the requests a minute and the tokens a minute make of it. Keys share the work;
+    one without a limit has none to wait for."""
+    needs = [calls * latency_s / (model.in_flight * max(1, len(model.api_key_env))) / 3600]
+    limits = [config.keys.get(name, KeySection()) for name in model.api_key_env]
+    for amount, rates in ((calls, [k.requests_per_minute for k in limits]), (tokens, [k.tokens_per_minute for k in limits])):
+        known = [rate for rate in rates if rate is not None]
+        if known and len(known) == len(rates):
+            needs.append(amount / sum(known) / 60)
+    return max(needs)
 
 
 def _both(lines: Sequence[Line], hours: Callable[[Iterable[float]], float]) -> tuple[Amount, Amount]:
@@ -260,21 +278,30 @@ def _sum(amounts: Sequence[Amount], hours: Callable[[Iterable[float]], float]) -
     )
 
 
-def _warnings(config: Config, lines: Sequence[Line], paid: int) -> Iterable[str]:
-    """A budget that will not last, and models whose price is not known although others have one."""
-    served = [line for line in lines if hasattr(config.models[line.model], "in_flight")]
-    left, most = sum(line.expected.calls for line in served), sum(line.most.calls for line in served)
-    budget = config.run.budget_calls
-    if budget is not None and paid + left > budget:
-        yield f"exceeds run.budget_calls = {budget:,}: {paid:,} calls are paid for, {left:,} are to come; the run will stop there"
-    elif budget is not None and paid + most > budget:
-        yield (
-            f"may exceed run.budget_calls = {budget:,}: {paid:,} calls are paid for, {left:,} are to come, and at most {most:,} "
-            "with those that have to be repeated"
-        )
+def _warnings(config: Config, lines: Sequence[Line], so_far: Seen) -> Iterable[str]:
+    """Budgets that will not last, and models whose price is not known although others have one."""
+    served = [line for line in lines if isinstance(config.models[line.model], ServerModel)]
+    left, most = _sum([line.expected for line in served], max), _sum([line.most for line in served], max)
+    run = config.run
+    for name, budget, paid, to_come, at_most, said in (
+        ("budget_calls", run.budget_calls, so_far.paid, left.calls, most.calls, "{:,} calls"),
+        ("budget_tokens", run.budget_tokens, so_far.tokens, _tokens(left), _tokens(most), "{:,} tokens"),
+        ("budget_dollars", run.budget_dollars, so_far.dollars, left.dollars or 0, most.dollars or 0, "{:,.2f} dollars"),
+    ):
+        if budget is None or paid + at_most <= budget:
+            continue
+        words = f"run.{name} = {budget:,}: {said.format(paid)} are paid for, {said.format(to_come)} are to come"
+        if paid + to_come > budget:
+            yield f"exceeds {words}; the run will stop there"
+        else:
+            yield f"may exceed {words}, and at most {said.format(at_most)} with those that have to be repeated"
     unpriced = dict.fromkeys(line.model for line in served if line.expected.dollars is None and line.expected.calls)
     if unpriced:
         yield f"no price is set for {', '.join(unpriced)}: the dollars leave them out (models.NAME.price)"
+
+
+def _tokens(amount: Amount) -> int:
+    return amount.prompt_tokens + amount.completion_tokens
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from starling.artifacts import MANIFEST, Artifact, open_artifact
-from starling.config import Config
+from starling.config import Config, ServerModel
 from starling.content import content_of
 from starling.errors import ArtifactError
 from starling.records import content_hash
@@ -103,7 +103,7 @@ def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
         elif section == "judge":
             value = {config.ranking.judge: _dump(config.models[config.ranking.judge])} if config.ranking else None
         elif section == "prices":
-            priced = {name: getattr(model, "price", None) for name, model in config.models.items()}
+            priced = {name: model.price for name, model in config.models.items() if isinstance(model, ServerModel)}
             value = {name: _dump(price) for name, price in priced.items() if price is not None}
         else:
             value = config

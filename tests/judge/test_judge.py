@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import get_args
@@ -12,7 +11,7 @@ from typing import get_args
 import pytest
 
 from starling.config import RankingMode, RankingSection
-from starling.endpoint import Reply, Request, ScriptedEndpoint
+from starling.endpoint import Failure, Reply, Request, ScriptedEndpoint
 from starling.errors import UsageError
 from starling.journal import Journal
 from starling.judge.judge import Duel, Panel, compare_many, rank_many
@@ -173,21 +172,16 @@ def test_calls_that_ended_badly_are_named_and_not_asked_again(
     assert reason in judgment.reason
 
 
-@dataclass(frozen=True)
-class FailedReply(Reply):
-    """A failed call whose endpoint knows the kind of failure."""
-
-    failure: str = ""
-
-
-@pytest.mark.parametrize(("failure", "outcome"), [("context_length", Outcome.too_long), ("timeout", Outcome.provider_error)])
-def test_a_prompt_that_the_server_finds_too_long_is_too_long(failure: str, outcome: Outcome) -> None:
+@pytest.mark.parametrize(
+    ("failure", "outcome"), [(Failure.context_length, Outcome.too_long), (Failure.timeout, Outcome.provider_error)]
+)
+def test_a_prompt_that_the_server_finds_too_long_is_too_long(failure: Failure, outcome: Outcome) -> None:
     class Refusing:
         model = JUDGE
 
         def ask_all(self, requests: Collection[Request], progress: object) -> Iterator[Reply]:
             return (
-                FailedReply("", Finish.error, r.key, "HTTP 400: 9,000 tokens are too many", failure=failure) for r in requests
+                Reply("", Finish.error, r.key, "HTTP 400: 9,000 tokens are too many", failure=failure) for r in requests
             )
 
     [[judgment]] = rank_many([panel("1", "2")], Refusing(), SETTINGS, 0)  # type: ignore[arg-type]

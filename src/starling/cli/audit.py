@@ -225,7 +225,10 @@ class _Asking:
 
     def _price(self, name: str | None) -> Price | None:
         """Dollars for a million tokens of prompts and of replies, for models that have a price."""
-        price = None if name is None else getattr(self._settings.models[name], "price", None)
+        from starling.config import ServerModel
+
+        model = None if name is None else self._settings.models[name]
+        price = model.price if isinstance(model, ServerModel) else None
         return None if price is None else (price.prompt, price.completion)
 
     @property

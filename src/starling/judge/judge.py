@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from starling.call import Failure as CallFailure
 from starling.config import RankingSection
 from starling.endpoint import Endpoint, Reply, Request
 from starling.errors import UsageError
@@ -306,7 +307,7 @@ def _read(reply: Reply | None, k: int, rubric: Rubric) -> tuple[Outcome, str, Ve
         return Outcome.too_long, "the judge prompt is longer than ranking.max_prompt_chars; no call was made", None
     if reply.finish is Finish.error:
         reason = reply.error or "the provider gave no reply"
-        too_long = getattr(reply, "failure", None) == "context_length"
+        too_long = reply.failure is CallFailure.context_length
         return (Outcome.too_long if too_long else Outcome.provider_error), reason, None
     if reply.finish is Finish.refusal:
         return Outcome.refused, "the judge refused", None

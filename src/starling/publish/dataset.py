@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from starling import audit, nectar
-from starling.config import Price, journal_name
+from starling.config import ServerModel, journal_name
 from starling.journal import Journal
 from starling.nectar import Summary
 from starling.nectar.summary import CONFIDENCES
@@ -270,7 +270,8 @@ def _cost(source: Source) -> str:
     with Journal(path) as journal:
         for (name, purpose), labels in by_name.items():
             used = journal.usage(model=name, purpose=purpose)
-            price: Price | None = getattr(source.models[labels[0]], "price", None)
+            model = source.models[labels[0]]
+            price = model.price if isinstance(model, ServerModel) else None
             counted = used.prompt_tokens + used.completion_tokens > 0
             tokens = [f"{n:,}" if counted else "not reported" for n in (used.prompt_tokens, used.completion_tokens)]
             dollars = "no price set"
