@@ -169,12 +169,18 @@ def test_an_unknown_end_is_a_named_failure(reason: str | None) -> None:
     "body",
     [
         "", "<html>", "[]", "3", '{"choices": []}', '{"choices": [{"message": null}]}', '{"error": {}}', "[" * 99_999,
-        json.dumps(completion({"a": 1})), json.dumps(completion("x") | {"usage": [1]}),
+        json.dumps(completion({"a": 1})),
         json.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": 3}]}),
     ],
 )  # fmt: skip
 def test_bodies_that_are_no_reply(body: str) -> None:
     assert format_.parse_reply(body, "id") is None
+
+
+def test_a_usage_that_makes_no_sense_leaves_the_reply() -> None:
+    reply = format_.parse_reply(json.dumps(completion("x") | {"usage": [1]}), "id")
+    assert reply is not None
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("x", None, None)
 
 
 def test_local_replies_survive_their_own_format() -> None:

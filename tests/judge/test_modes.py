@@ -52,6 +52,18 @@ def test_every_answer_is_shown_and_every_pair_asked_once_per_order(mode: Ranking
         assert sorted(found[0].shown) == list(range(k))
 
 
+@pytest.mark.parametrize("mode", [*LISTED, "internal_unlisted", "rank_only", "pairwise"])
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_every_second_order_turns_the_one_before(mode: RankingMode, k: int) -> None:
+    """So of two answers each is shown first once; a repeated attempt is drawn anew instead."""
+    for prompt in "pqrs":
+        for order in (0, 2):
+            one, two = (asks(mode, k, 0, prompt, o, 0) for o in (order, order + 1))
+            assert [ask.shown[::-1] for ask in one] == [ask.shown for ask in two]
+    again = [asks(mode, k, 0, f"{i}", 1, 1)[0].shown == asks(mode, k, 0, f"{i}", 1, 0)[0].shown for i in range(60)]
+    assert 0 < sum(again) < 60 or k == 7
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_drawn_depends_on_seed_prompt_order_and_attempt_alone(mode: RankingMode) -> None:
     drawn = [

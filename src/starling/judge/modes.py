@@ -6,7 +6,9 @@ letters alphabetical inside them), `internal_fixed`, `internal_unlisted` and `ra
 the default, also draws which letter of a pair is written first.
 
 One *order* of a prompt is one full judgment of its answers: K(K−1)/2 calls in the mode `pairwise`, K in `pointwise`. What is
-drawn depends on (seed, prompt id, order, attempt) only.
+drawn depends on (seed, prompt id, order, attempt) only. Every second order shows the answers of the one before from the last to
+the first, so that each of two answers has stood above the other: a judge who goes by position alone contradicts itself and leaves
+no trace in the merged ranking. (Drawn freely, two orders of two answers would be the same one half of the time.)
 """
 
 from __future__ import annotations
@@ -48,16 +50,21 @@ def calls_per_order(mode: Mode, k: int) -> int:
 
 def asks(mode: Mode, k: int, seed: int, prompt_id: str, order: int, attempt: int) -> tuple[Ask, ...]:
     """The calls of one order, `calls_per_order` of them; a later attempt draws anew."""
-    draw = Draw(content_hash(["judge", seed, prompt_id, order * ATTEMPTS + attempt], 16))
+
+    def drawn(order: int) -> Draw:
+        return Draw(content_hash(["judge", seed, prompt_id, order * ATTEMPTS + attempt], 16))
+
+    draw, turned = drawn(order), order % 2 == 1 and attempt == 0
+    before = drawn(order - 1) if turned else draw
     if mode == "as_given":
         return (Ask(tuple(range(k)), tuple(combinations(range(k), 2))),)
     if mode == "pointwise":
         return tuple(Ask((i,)) for i in range(k))
     if mode == "pairwise":
-        return tuple(Ask((b, a) if draw.coin() else (a, b)) for a, b in combinations(range(k), 2))
+        return tuple(Ask((b, a) if before.coin() != turned else (a, b)) for a, b in combinations(range(k), 2))
     if mode == "pairwise_both":
         return tuple(Ask(pair) for a, b in combinations(range(k), 2) for pair in ((a, b), (b, a)))
-    shown = draw.shuffled(range(k))
+    shown = before.shuffled(range(k))[:: -1 if turned else 1]
     pairs = tuple(combinations(range(k), 2))
     if mode in ("internal_unlisted", "rank_only"):
         return (Ask(shown),)
