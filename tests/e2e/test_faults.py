@@ -22,7 +22,7 @@ import pytest
 from starling import cli
 from starling.artifacts import RecordFile
 from starling.config import OpenAIModel
-from starling.endpoint import HttpEndpoint, Reply, Request
+from starling.endpoint import HttpEndpoint, Reply, Request, calling
 from starling.errors import BudgetError, JournalError
 from starling.journal import Budget, Journal
 from starling.records import Finish, Judgment, Message, Outcome, Response
@@ -176,8 +176,11 @@ def test_retry_after_is_kept_while_the_others_keep_running(server: FakeServer, j
 
 
 @pytest.mark.timeout(60)
-def test_a_request_that_is_rejected_for_ever_becomes_a_named_row(server: FakeServer, journal: Journal) -> None:
+def test_a_request_that_is_rejected_for_ever_becomes_a_named_row(
+    server: FakeServer, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As OpenAI does with one that is larger than a minute's tokens: 429 every time, while all others are answered."""
+    monkeypatch.setattr(calling, "MINUTE_S", 3.0)
     server.reset([Fault("rate_limited", marker="Question 77.")])
     model = endpoint(server, journal, attempts=3)
     replies = model.complete_all(questions(model, 200))

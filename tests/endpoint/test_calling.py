@@ -309,6 +309,24 @@ def test_a_permanent_rejection_ends_the_run_and_the_next_goes_on(
     assert all(server.seen[str(i)] == 1 for i in range(10))
 
 
+def test_replies_that_are_none_mean_a_dead_server_and_stragglers_do_not(server: Server, journal: Journal, quick: None) -> None:
+    """60 calls that fail for ever come to their end last, in a row, after 20 answers: they are named. Without any answer after
+    they were first tried, 50 such calls stop the run."""
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        if text.startswith("bad"):
+            await asyncio.sleep(0.1)
+            return web.Response(text="<html>")
+        return await server.echo(text, times)
+
+    server.answer = answer
+    texts = [f"bad {i}" for i in range(60)] + [str(i) for i in range(20)]
+    replies = http(server, journal, in_flight=100, attempts=2).complete_all([ask(text) for text in texts])
+    assert [r.failure for r in replies] == [Failure.not_a_reply] * 60 + [None] * 20
+    with pytest.raises(EndpointError, match="50 calls in a row"):
+        http(server, journal, in_flight=10, attempts=2).complete_all([ask(f"bad {i}") for i in range(200)])
+
+
 def test_a_call_that_alone_is_rejected_for_ever_is_given_up(
     server: Server, journal: Journal, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

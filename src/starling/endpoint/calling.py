@@ -42,6 +42,9 @@ DEAD_AFTER = 50
 """So many calls given up in a row, with no answer in between, mean that something is wrong with more than these calls."""
 MOST_REJECTIONS = 100
 """A call that is told so often to come back, while others are answered, is given up."""
+MINUTE_S = 65.0
+"""A call is given up, too, that is rejected for so long although all others have been answered meanwhile: limits are by the
+minute, and nobody is left to use them up."""
 RETRIED = frozenset({Failure.server_error, Failure.timeout, Failure.connection, Failure.not_a_reply})
 """Failures that another attempt may cure."""
 ALIKE = frozenset({Failure.bad_request, Failure.context_length, Failure.too_large})
@@ -150,6 +153,8 @@ class Calls:
         self._writer: Writer
         self._flights: set[asyncio.Task[None]] = set()
         self._alive = False
+        self._answered_at = -math.inf
+        """When the last reply came."""
         self._given_up = 0
         self._poked = False
         self._wake: asyncio.Future[None] | None = None
@@ -361,6 +366,7 @@ class Calls:
         reply = parse_reply(stored.body, request.key) if stored.answered else None
         unused = call.tokens if stored.status not in (0, 200) or not stored.sent else 0
         if reply is not None:
+            self._answered_at = landing.ended
             unused = self._answered(call, reply)
         lane.key.landed(unused, call.key_test)
         call.tokens, call.avoid = 0, host
@@ -395,6 +401,7 @@ class Calls:
     def _failed(self, call: Call, lane: Lane, landing: Landing, failure: Failure, error: str, limit_name: str) -> None:
         """Decide what becomes of a call after an attempt without an answer."""
         status, body, now = landing.stored.status, landing.stored.body, landing.ended
+        call.began = min(call.began, landing.sent)
         if limit_name == "max_tokens" and wire.wants_new_limit(status, body):
             self._served.limit_name = "max_completion_tokens"
             self._ready.appendleft(call)
@@ -404,7 +411,8 @@ class Calls:
             self._stop(f"The server {reason} ({error})", lane)
         elif failure is Failure.rate_limited:
             call.rejections += 1
-            if call.rejections < MOST_REJECTIONS:
+            call.rejected_since = min(call.rejected_since, now)
+            if not self._is_hopeless(call, now):
                 call.not_before[lane.key] = now + self._pause(landing.wait_s, call.rejections)
                 self._again(call, min(call.not_before.get(other.key, now) for other in self._lanes))
                 return
@@ -414,10 +422,20 @@ class Calls:
                 self._again(call, now + self._pause(min(landing.wait_s, limits.LONGEST_WAIT_S), call.faults))
                 return
         self._over(call, failed_reply(call.request.key, error, failure))
-        self._given_up += 1
+        # A call that was first tried before the last answer says nothing about the server: whatever fails for ever comes last.
+        self._given_up += call.began > self._answered_at
         # Once the server has answered anything, a row of requests that it finds wrong is no sign of its death.
         if self._given_up >= DEAD_AFTER and (failure not in ALIKE or not self._alive):
             self._stop(f"The server failed {self._given_up} calls in a row ({error})", lane)
+
+    def _is_hopeless(self, call: Call, now: float) -> bool:
+        """Whether a call that is told to come back later is to blame itself: it asks for more than its key will ever have."""
+        if call.rejections >= MOST_REJECTIONS:
+            return True
+        alone = self._source is None and len(self._open) <= DRAWN_TOGETHER and all(c.rejections for c in self._open.values())
+        others_went = self._answered_at > call.rejected_since
+        tried = call.rejections >= self._settings.attempts and now - call.rejected_since > MINUTE_S
+        return alone and others_went and tried
 
     def _pause(self, asked_s: float, failures: int) -> float:
         return limits.after(asked_s, random.random()) if asked_s else limits.backoff(failures, random.random())

@@ -39,7 +39,8 @@ class Call:
     """One request on its way to an answer."""
 
     __slots__ = (
-        "attempt", "avoid", "copies", "faults", "key_test", "lane", "most", "not_before", "rejections", "request", "tokens",
+        "attempt", "avoid", "began", "copies", "faults", "key_test", "lane", "most", "not_before", "rejected_since", "rejections",
+        "request", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -47,6 +48,10 @@ class Call:
         self.copies = 1
         """How often it was asked meanwhile."""
         self.attempt = self.faults = self.rejections = 0
+        self.began = math.inf
+        """When its first attempt that came to nothing left."""
+        self.rejected_since = math.inf
+        """When a key told it to come back later for the first time."""
         self.not_before: dict[Key, float] = {}
         """When a key that rejected it may be tried again."""
         self.avoid: Host | None = None
