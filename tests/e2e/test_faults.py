@@ -99,7 +99,8 @@ def mixed_plan() -> tuple[list[Fault], list[str]]:
 
 def test_a_mix_of_all_faults_loses_nothing_and_explains_everything(server: FakeServer, tmp_path: Path) -> None:
     faults, markers = mixed_plan()
-    server.reset([*faults, Fault("reset_before", every=97)])
+    # Rare enough that it does not by chance take both of the attempts that another fault has left to a call.
+    server.reset([*faults, Fault("reset_before", every=97 if RANKINGS <= 1000 else 1997)])
     marked = [*markers, *([""] * (len(markers) // 2))]
     prompts = [f"{sentence(i)} {marked[i % len(marked)]}".strip() for i in range(RANKINGS)]
     settings = write_settings(tmp_path, server.url, prompts, timeout_s=1.5, attempts=3, in_flight=64)
