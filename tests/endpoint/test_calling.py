@@ -20,6 +20,7 @@ from starling.config import KeySection
 from starling.endpoint import (
     BatchEndpoint,
     Failure,
+    HttpEndpoint,
     KeyRing,
     Reply,
     Request,
@@ -29,8 +30,10 @@ from starling.endpoint import (
     limits,
     wire,
 )
+from starling.endpoint.server import calls_to
 from starling.errors import BudgetError, EndpointError
 from starling.journal import Answer, Budget, Intent, Journal, Spend, StoredReply
+from starling.progress import SILENT
 from starling.records import Finish, Message, ModelRef
 from tests.small_server import KEY, MODEL, Count, Server, ask, completion, http
 
@@ -428,6 +431,24 @@ def test_when_no_address_answers_the_run_ends_and_can_go_on(
     assert all(r.text for r in http(server, journal).complete_all(requests))
 
 
+def test_what_an_earlier_round_left_does_not_count_against_a_server(server: Server, journal: Journal, quick: None) -> None:
+    """The last calls of a round failed, and a long while later the same key and address are asked again."""
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        return too_many(status=500) if text.startswith("poison") else await server.echo(text, times)
+
+    server.answer = answer
+    endpoint = http(server, journal, in_flight=1, attempts=4)
+    replies = endpoint.complete_all([ask("fine"), *(ask(f"poison {i}") for i in range(3))])
+    assert [r.failure for r in replies] == [None] + [Failure.server_error] * 3
+    (host,), (key,) = endpoint.served.hosts.all, endpoint.served.keys
+    long_ago = time.monotonic() - 2 * limits.LONGEST_WAIT_S
+    assert host.down_since is not None
+    host.down_since = long_ago
+    key.limited(long_ago, 0, long_ago)
+    assert [r.text for r in endpoint.complete_all([ask("again")])] == ["re again"]
+
+
 # ── budgets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -475,6 +496,30 @@ def test_free_failures_give_everything_back(server: Server, tmp_path: Path, quic
     assert [r.failure for r in replies] == [Failure.bad_request if i % 2 else None for i in range(100)]
 
 
+def test_an_interrupt_leaves_open_only_what_was_sent(server: Server, tmp_path: Path) -> None:
+    """Calls that were announced and did not leave cost nothing, however the run was stopped."""
+
+    async def interrupted(endpoint: HttpEndpoint) -> None:
+        task = asyncio.create_task(calls_to([(endpoint, [ask(str(i)) for i in range(20)])], SILENT))
+        while not (server.seen and journal.usage().attempts > 5):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return await server.echo(text, times)
+
+    server.answer = answer
+    with Journal(tmp_path / "j") as journal:
+        asyncio.run(interrupted(http(server, journal, in_flight=1)))
+        usage = journal.usage()
+    assert sum(server.seen.values()) == 1
+    assert (usage.paid, usage.unfinished) == (1, 1)
+    assert usage.attempts > 5
+
+
 def test_what_an_attempt_may_cost_stands_in_the_journal_before_it_leaves(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, float]] = []
 
@@ -520,6 +565,17 @@ def test_failures_have_names(
     (reply,) = http(server, journal).complete_all([ask("a")])
     assert (reply.finish, reply.failure, bool(reply.error)) == (Finish.error, failure, True)
     assert server.seen["a"] == asked == len(journal.attempts(reply.call_id))
+
+
+def test_half_a_character_in_an_error_spoils_nothing(server: Server, journal: Journal) -> None:
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        if text == "bad":
+            return web.json_response({"error": {"message": "wrong: \ud83d"}}, status=400)
+        return await server.echo(text, times)
+
+    server.answer = answer
+    replies = http(server, journal).complete_all([ask("bad"), ask("good")])
+    assert [(r.error, r.text) for r in replies] == [("HTTP 400: wrong: \ufffd", ""), ("", "re good")]
 
 
 def test_a_timeout_and_a_lost_connection_have_names(server: Server, journal: Journal, quick: None) -> None:

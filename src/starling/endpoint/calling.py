@@ -152,7 +152,9 @@ class Calls:
         self._wire: Wire
         self._writer: Writer
         self._flights: set[asyncio.Task[None]] = set()
-        self._alive = False
+        self._alive = self._closed = False
+        self._opened_at = math.inf
+        """When the first call was about to leave."""
         self._answered_at = -math.inf
         """When the last reply came."""
         self._given_up = 0
@@ -204,7 +206,10 @@ class Calls:
         self._poked = False
 
     async def close(self) -> None:
-        """Give up what is still flying, as when the program is interrupted."""
+        """Give up what is still flying, as when the program is interrupted; what was only announced is taken back."""
+        self._closed = True
+        for lane in self._lanes:
+            self._take_back(lane)
         for flight in self._flights:
             flight.cancel()
         await asyncio.gather(*self._flights, return_exceptions=True)
@@ -240,6 +245,7 @@ class Calls:
 
     def _open_lanes(self) -> None:
         """The first call is about to leave."""
+        self._opened_at = time.monotonic()
         secrets = [secret(env) for env in self._settings.api_key_env] or [None]
         self._wire = Wire(self._settings, [s for s in secrets if s])
         self._writer = self._group.writer(self._served.journal)
@@ -289,7 +295,7 @@ class Calls:
         """Its intent is on disk."""
         assert call.lane is not None
         call.lane.announced.append(call)
-        if self._group.stopped is not None:
+        if self._closed or self._group.stopped is not None:
             self._take_back(call.lane)
 
     def _take_back(self, lane: Lane) -> None:
@@ -450,8 +456,9 @@ class Calls:
         if not self._lanes:
             return
         until = min(lane.key.parked_until for lane in self._lanes)
-        refused = min(lane.key.refused_for(now) for lane in self._lanes)
-        down = self._served.hosts.down_for(now)
+        here = now - self._opened_at  # what an earlier round left may be long over: nobody has asked since
+        refused = min(here, *(lane.key.refused_for(now) for lane in self._lanes))
+        down = min(here, self._served.hosts.down_for(now))
         if until - now > limits.LONGEST_WAIT_S:
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time.time() + until - now + 60))
             self._stop(f"The server asks not to be called before {when}", None, "start again after that time: ")
