@@ -213,6 +213,27 @@ def test_servers_are_asked_at_the_same_time_and_local_models_afterwards(server: 
     assert ask_together([]) == []
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_model_under_two_names_is_asked_once(
+    server: Server, other: Server, journal: Journal, quick: None, broken: bool
+) -> None:
+    """Equal name and sampling, two addresses: the same questions. What the one cannot answer is left to the other."""
+    first = http(server, journal, attempts=1)
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        await asyncio.sleep(0.05)
+        return too_many(status=500) if broken and text == "3" else await server.echo(text, times)
+
+    server.answer = answer
+    requests = [ask(str(i)) for i in range(30)]
+    progress = Count()
+    replies = [list(r) for r in ask_together([(first, requests), (http(other, journal), requests)], progress)]
+    assert [r.text for r in replies[1]] == [f"re {i}" for i in range(30)]
+    assert [r.text for r in replies[0]] == [f"re {i}" if not (broken and i == 3) else "" for i in range(30)]
+    assert progress.done == 60
+    assert (server.seen + other.seen).total() == (31 if broken else 30)
+
+
 def test_the_first_model_that_cannot_go_on_stops_the_others(server: Server, other: Server, journal: Journal) -> None:
     async def refuse(_: str, __: int) -> web.StreamResponse:
         return web.Response(status=401)

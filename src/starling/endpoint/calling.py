@@ -96,6 +96,10 @@ class Group:
         for model in self._models:
             model.poke()
 
+    def under_way(self, key: str, journal: Journal) -> Call | None:
+        """The open call with this key: of the model itself, or of one of the same identity, whose answer is its answer, too."""
+        return next((m.open[key] for m in self._models if key in m.open and m.journal is journal), None)
+
     def in_motion(self) -> bool:
         """Whether money that was set aside may still come back."""
         return any(m.moving for m in self._models) or any(w.pending for w in self._writers.values())
@@ -147,7 +151,9 @@ class Calls:
         self._ready: deque[Call] = deque()
         self._later: list[tuple[float, int, Call]] = []
         self._numbers = count()
-        self._open: dict[str, Call] = {}
+        self.open: dict[str, Call] = {}
+        """Calls that are not over, by key."""
+        self.journal = served.journal
         self._lanes: list[Lane] = []
         self._wire: Wire
         self._writer: Writer
@@ -180,7 +186,7 @@ class Calls:
             except StarlingError as error:  # the journal cannot be read, or a request cannot be made
                 self._group.stop(error)
                 break
-            if self._source is None and not self._open:
+            if self._source is None and not self.open:
                 return
             now = time.monotonic()
             wait = self._start(now)
@@ -232,10 +238,10 @@ class Calls:
                 answered += 1
             elif request.key in self.failed:
                 self._group.over(1, failed=True)
-            elif request.key in self._open:
-                self._open[request.key].copies += 1
+            elif (under_way := self._group.under_way(request.key, self.journal)) is not None:
+                under_way.copies += 1
             else:
-                call = self._open[request.key] = Call(request)
+                call = self.open[request.key] = Call(request)
                 self._ready.append(call)
         if answered:
             self._alive = True
@@ -399,7 +405,7 @@ class Calls:
 
     def _over(self, call: Call, reply: Reply) -> None:
         """No further attempts."""
-        del self._open[call.request.key]
+        del self.open[call.request.key]
         if reply.failure not in (None, Failure.unknown_finish):  # that one is an answer, and in the journal
             self.failed[call.request.key] = reply
         self._group.over(call.copies, failed=reply.failure is not None)
@@ -438,7 +444,7 @@ class Calls:
         """Whether a call that is told to come back later is to blame itself: it asks for more than its key will ever have."""
         if call.rejections >= MOST_REJECTIONS:
             return True
-        alone = self._source is None and len(self._open) <= DRAWN_TOGETHER and all(c.rejections for c in self._open.values())
+        alone = self._source is None and len(self.open) <= DRAWN_TOGETHER and all(c.rejections for c in self.open.values())
         others_went = self._answered_at > call.rejected_since
         tried = call.rejections >= self._settings.attempts and now - call.rejected_since > MINUTE_S
         return alone and others_went and tried
