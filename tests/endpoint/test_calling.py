@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import signal
 import socket
 import time
 import weakref
@@ -539,6 +541,53 @@ def test_an_interrupt_leaves_open_only_what_was_sent(server: Server, tmp_path: P
     assert sum(server.seen.values()) == 1
     assert (usage.paid, usage.unfinished) == (1, 1)
     assert usage.attempts > 5
+
+
+def test_an_interrupted_test_of_key_and_address_does_not_bar_them(server: Server, journal: Journal, quick: None) -> None:
+    async def hang(text: str, times: int) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return await server.echo(text, times)
+
+    async def interrupted() -> None:
+        task = asyncio.create_task(calls_to([(endpoint, [ask("a")])], SILENT))
+        while not server.seen:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    endpoint = http(server, journal)
+    (host,), (key,) = endpoint.served.hosts.all, endpoint.served.keys
+    now = time.monotonic() - 100
+    for i in range(limits.EJECT_AFTER):
+        host.failed(now + i, now + i)
+        key.limited(now + i, 0, now + i)
+    server.answer = hang
+    asyncio.run(interrupted())
+    assert host.flying == 0
+    server.answer = server.echo
+    assert [r.text for r in endpoint.complete_all([ask("a")])] == ["re a"]
+
+
+def test_an_interrupt_in_a_notebook_ends_the_calls(server: Server, journal: Journal) -> None:
+    """There a loop is running already, and Ctrl-C raises KeyboardInterrupt in the thread that waits for ours."""
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        if sum(server.seen.values()) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.01)
+        return await server.echo(text, times)
+
+    async def cell() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            http(server, journal, in_flight=1).complete_all([ask(str(i)) for i in range(300)])
+
+    server.answer = answer
+    notebook = asyncio.new_event_loop()
+    notebook.run_until_complete(cell())
+    notebook.close()
+    assert 10 <= sum(server.seen.values()) < 300
+    assert journal.count() >= 9
 
 
 def test_what_an_attempt_may_cost_stands_in_the_journal_before_it_leaves(server: Server, tmp_path: Path) -> None:

@@ -339,9 +339,14 @@ class Calls:
 
     async def _fly(self, call: Call, lane: Lane, host: Host, host_test: bool) -> None:
         limit_name = self._served.limit_name
-        landing = await self._wire.send(call.request, host.url, lane.headers, limit_name)
-        lane.flying -= 1
-        host.landed(host_test)
+        try:
+            landing = await self._wire.send(call.request, host.url, lane.headers, limit_name)
+        except asyncio.CancelledError:  # a later round may use key and address
+            lane.key.landed(0, call.key_test)
+            raise
+        finally:
+            lane.flying -= 1
+            host.landed(host_test)
         self._note(landing, lane, host)
         answer = Answer(key=call.request.key, attempt=call.attempt, reply=landing.stored)
         self._writer.add(answer, self._landed, call, lane, host, landing, limit_name)
