@@ -127,10 +127,12 @@ def parse_reply(body: str, call_id: str) -> Reply | None:
         content, finish = content or refusal, Finish.refusal
     if finish is None:
         return failed_reply(call_id, f"the reply ended for the unknown reason {reason!r}", Failure.unknown_finish, counts)
-    text = content or ""
-    if not text.isascii():
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return Reply(text, finish, call_id, "", *counts)
+    return Reply(storable(content or ""), finish, call_id, "", *counts)
+
+
+def storable(text: str) -> str:
+    """A text from elsewhere with U+FFFD for lone surrogates, which nothing can store as UTF-8."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 Counts = tuple[int | None, int | None]

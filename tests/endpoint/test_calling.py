@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import signal
 import socket
 import time
 import weakref
@@ -20,6 +22,7 @@ from starling.config import KeySection
 from starling.endpoint import (
     BatchEndpoint,
     Failure,
+    HttpEndpoint,
     KeyRing,
     Reply,
     Request,
@@ -29,8 +32,10 @@ from starling.endpoint import (
     limits,
     wire,
 )
+from starling.endpoint.server import calls_to
 from starling.errors import BudgetError, EndpointError
 from starling.journal import Answer, Budget, Intent, Journal, Spend, StoredReply
+from starling.progress import SILENT
 from starling.records import Finish, Message, ModelRef
 from tests.small_server import KEY, MODEL, Count, Server, ask, completion, http
 
@@ -208,6 +213,27 @@ def test_servers_are_asked_at_the_same_time_and_local_models_afterwards(server: 
     ]  # fmt: skip
     assert count.done == 7
     assert ask_together([]) == []
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_model_under_two_names_is_asked_once(
+    server: Server, other: Server, journal: Journal, quick: None, broken: bool
+) -> None:
+    """Equal name and sampling, two addresses: the same questions. What the one cannot answer is left to the other."""
+    first = http(server, journal, attempts=1)
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        await asyncio.sleep(0.05)
+        return too_many(status=500) if broken and text == "3" else await server.echo(text, times)
+
+    server.answer = answer
+    requests = [ask(str(i)) for i in range(30)]
+    progress = Count()
+    replies = [list(r) for r in ask_together([(first, requests), (http(other, journal), requests)], progress)]
+    assert [r.text for r in replies[1]] == [f"re {i}" for i in range(30)]
+    assert [r.text for r in replies[0]] == [f"re {i}" if not (broken and i == 3) else "" for i in range(30)]
+    assert progress.done == 60
+    assert (server.seen + other.seen).total() == (31 if broken else 30)
 
 
 def test_the_first_model_that_cannot_go_on_stops_the_others(server: Server, other: Server, journal: Journal) -> None:
@@ -428,6 +454,24 @@ def test_when_no_address_answers_the_run_ends_and_can_go_on(
     assert all(r.text for r in http(server, journal).complete_all(requests))
 
 
+def test_what_an_earlier_round_left_does_not_count_against_a_server(server: Server, journal: Journal, quick: None) -> None:
+    """The last calls of a round failed, and a long while later the same key and address are asked again."""
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        return too_many(status=500) if text.startswith("poison") else await server.echo(text, times)
+
+    server.answer = answer
+    endpoint = http(server, journal, in_flight=1, attempts=4)
+    replies = endpoint.complete_all([ask("fine"), *(ask(f"poison {i}") for i in range(3))])
+    assert [r.failure for r in replies] == [None] + [Failure.server_error] * 3
+    (host,), (key,) = endpoint.served.hosts.all, endpoint.served.keys
+    long_ago = time.monotonic() - 2 * limits.LONGEST_WAIT_S
+    assert host.down_since is not None
+    host.down_since = long_ago
+    key.limited(long_ago, 0, long_ago)
+    assert [r.text for r in endpoint.complete_all([ask("again")])] == ["re again"]
+
+
 # ── budgets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -475,6 +519,77 @@ def test_free_failures_give_everything_back(server: Server, tmp_path: Path, quic
     assert [r.failure for r in replies] == [Failure.bad_request if i % 2 else None for i in range(100)]
 
 
+def test_an_interrupt_leaves_open_only_what_was_sent(server: Server, tmp_path: Path) -> None:
+    """Calls that were announced and did not leave cost nothing, however the run was stopped."""
+
+    async def interrupted(endpoint: HttpEndpoint) -> None:
+        task = asyncio.create_task(calls_to([(endpoint, [ask(str(i)) for i in range(20)])], SILENT))
+        while not (server.seen and journal.usage().attempts > 5):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return await server.echo(text, times)
+
+    server.answer = answer
+    with Journal(tmp_path / "j") as journal:
+        asyncio.run(interrupted(http(server, journal, in_flight=1)))
+        usage = journal.usage()
+    assert sum(server.seen.values()) == 1
+    assert (usage.paid, usage.unfinished) == (1, 1)
+    assert usage.attempts > 5
+
+
+def test_an_interrupted_test_of_key_and_address_does_not_bar_them(server: Server, journal: Journal, quick: None) -> None:
+    async def hang(text: str, times: int) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return await server.echo(text, times)
+
+    async def interrupted() -> None:
+        task = asyncio.create_task(calls_to([(endpoint, [ask("a")])], SILENT))
+        while not server.seen:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    endpoint = http(server, journal)
+    (host,), (key,) = endpoint.served.hosts.all, endpoint.served.keys
+    now = time.monotonic() - 100
+    for i in range(limits.EJECT_AFTER):
+        host.failed(now + i, now + i)
+        key.limited(now + i, 0, now + i)
+    server.answer = hang
+    asyncio.run(interrupted())
+    assert host.flying == 0
+    server.answer = server.echo
+    assert [r.text for r in endpoint.complete_all([ask("a")])] == ["re a"]
+
+
+def test_an_interrupt_in_a_notebook_ends_the_calls(server: Server, journal: Journal) -> None:
+    """There a loop is running already, and Ctrl-C raises KeyboardInterrupt in the thread that waits for ours."""
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        if sum(server.seen.values()) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.01)
+        return await server.echo(text, times)
+
+    async def cell() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            http(server, journal, in_flight=1).complete_all([ask(str(i)) for i in range(300)])
+
+    server.answer = answer
+    notebook = asyncio.new_event_loop()
+    notebook.run_until_complete(cell())
+    notebook.close()
+    assert 10 <= sum(server.seen.values()) < 300
+    assert journal.count() >= 9
+
+
 def test_what_an_attempt_may_cost_stands_in_the_journal_before_it_leaves(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, float]] = []
 
@@ -520,6 +635,17 @@ def test_failures_have_names(
     (reply,) = http(server, journal).complete_all([ask("a")])
     assert (reply.finish, reply.failure, bool(reply.error)) == (Finish.error, failure, True)
     assert server.seen["a"] == asked == len(journal.attempts(reply.call_id))
+
+
+def test_half_a_character_in_an_error_spoils_nothing(server: Server, journal: Journal) -> None:
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        if text == "bad":
+            return web.json_response({"error": {"message": "wrong: \ud83d"}}, status=400)
+        return await server.echo(text, times)
+
+    server.answer = answer
+    replies = http(server, journal).complete_all([ask("bad"), ask("good")])
+    assert [(r.error, r.text) for r in replies] == [("HTTP 400: wrong: \ufffd", ""), ("", "re good")]
 
 
 def test_a_timeout_and_a_lost_connection_have_names(server: Server, journal: Journal, quick: None) -> None:

@@ -96,6 +96,10 @@ class Group:
         for model in self._models:
             model.poke()
 
+    def under_way(self, key: str, journal: Journal) -> Call | None:
+        """The open call with this key: of the model itself, or of one of the same identity, whose answer is its answer, too."""
+        return next((m.open[key] for m in self._models if key in m.open and m.journal is journal), None)
+
     def in_motion(self) -> bool:
         """Whether money that was set aside may still come back."""
         return any(m.moving for m in self._models) or any(w.pending for w in self._writers.values())
@@ -147,12 +151,16 @@ class Calls:
         self._ready: deque[Call] = deque()
         self._later: list[tuple[float, int, Call]] = []
         self._numbers = count()
-        self._open: dict[str, Call] = {}
+        self.open: dict[str, Call] = {}
+        """Calls that are not over, by key."""
+        self.journal = served.journal
         self._lanes: list[Lane] = []
         self._wire: Wire
         self._writer: Writer
         self._flights: set[asyncio.Task[None]] = set()
-        self._alive = False
+        self._alive = self._closed = False
+        self._opened_at = math.inf
+        """When the first call was about to leave."""
         self._answered_at = -math.inf
         """When the last reply came."""
         self._given_up = 0
@@ -178,7 +186,7 @@ class Calls:
             except StarlingError as error:  # the journal cannot be read, or a request cannot be made
                 self._group.stop(error)
                 break
-            if self._source is None and not self._open:
+            if self._source is None and not self.open:
                 return
             now = time.monotonic()
             wait = self._start(now)
@@ -204,7 +212,10 @@ class Calls:
         self._poked = False
 
     async def close(self) -> None:
-        """Give up what is still flying, as when the program is interrupted."""
+        """Give up what is still flying, as when the program is interrupted; what was only announced is taken back."""
+        self._closed = True
+        for lane in self._lanes:
+            self._take_back(lane)
         for flight in self._flights:
             flight.cancel()
         await asyncio.gather(*self._flights, return_exceptions=True)
@@ -227,10 +238,10 @@ class Calls:
                 answered += 1
             elif request.key in self.failed:
                 self._group.over(1, failed=True)
-            elif request.key in self._open:
-                self._open[request.key].copies += 1
+            elif (under_way := self._group.under_way(request.key, self.journal)) is not None:
+                under_way.copies += 1
             else:
-                call = self._open[request.key] = Call(request)
+                call = self.open[request.key] = Call(request)
                 self._ready.append(call)
         if answered:
             self._alive = True
@@ -240,6 +251,7 @@ class Calls:
 
     def _open_lanes(self) -> None:
         """The first call is about to leave."""
+        self._opened_at = time.monotonic()
         secrets = [secret(env) for env in self._settings.api_key_env] or [None]
         self._wire = Wire(self._settings, [s for s in secrets if s])
         self._writer = self._group.writer(self._served.journal)
@@ -289,7 +301,7 @@ class Calls:
         """Its intent is on disk."""
         assert call.lane is not None
         call.lane.announced.append(call)
-        if self._group.stopped is not None:
+        if self._closed or self._group.stopped is not None:
             self._take_back(call.lane)
 
     def _take_back(self, lane: Lane) -> None:
@@ -327,9 +339,14 @@ class Calls:
 
     async def _fly(self, call: Call, lane: Lane, host: Host, host_test: bool) -> None:
         limit_name = self._served.limit_name
-        landing = await self._wire.send(call.request, host.url, lane.headers, limit_name)
-        lane.flying -= 1
-        host.landed(host_test)
+        try:
+            landing = await self._wire.send(call.request, host.url, lane.headers, limit_name)
+        except asyncio.CancelledError:  # a later round may use key and address
+            lane.key.landed(0, call.key_test)
+            raise
+        finally:
+            lane.flying -= 1
+            host.landed(host_test)
         self._note(landing, lane, host)
         answer = Answer(key=call.request.key, attempt=call.attempt, reply=landing.stored)
         self._writer.add(answer, self._landed, call, lane, host, landing, limit_name)
@@ -393,7 +410,7 @@ class Calls:
 
     def _over(self, call: Call, reply: Reply) -> None:
         """No further attempts."""
-        del self._open[call.request.key]
+        del self.open[call.request.key]
         if reply.failure not in (None, Failure.unknown_finish):  # that one is an answer, and in the journal
             self.failed[call.request.key] = reply
         self._group.over(call.copies, failed=reply.failure is not None)
@@ -432,7 +449,7 @@ class Calls:
         """Whether a call that is told to come back later is to blame itself: it asks for more than its key will ever have."""
         if call.rejections >= MOST_REJECTIONS:
             return True
-        alone = self._source is None and len(self._open) <= DRAWN_TOGETHER and all(c.rejections for c in self._open.values())
+        alone = self._source is None and len(self.open) <= DRAWN_TOGETHER and all(c.rejections for c in self.open.values())
         others_went = self._answered_at > call.rejected_since
         tried = call.rejections >= self._settings.attempts and now - call.rejected_since > MINUTE_S
         return alone and others_went and tried
@@ -450,8 +467,9 @@ class Calls:
         if not self._lanes:
             return
         until = min(lane.key.parked_until for lane in self._lanes)
-        refused = min(lane.key.refused_for(now) for lane in self._lanes)
-        down = self._served.hosts.down_for(now)
+        here = now - self._opened_at  # what an earlier round left may be long over: nobody has asked since
+        refused = min(here, *(lane.key.refused_for(now) for lane in self._lanes))
+        down = min(here, self._served.hosts.down_for(now))
         if until - now > limits.LONGEST_WAIT_S:
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time.time() + until - now + 60))
             self._stop(f"The server asks not to be called before {when}", None, "start again after that time: ")

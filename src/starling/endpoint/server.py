@@ -80,5 +80,18 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
+    tasks: list[asyncio.Task[T]] = []
+
+    async def noted() -> T:
+        task = asyncio.get_running_loop().create_task(work)
+        tasks.append(task)
+        return await task
+
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
+        result = thread.submit(asyncio.run, noted())
+        try:
+            return result.result()
+        except KeyboardInterrupt:  # it comes here and not in that thread, for whose end the executor waits
+            for task in tasks:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+            raise

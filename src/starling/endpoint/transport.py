@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starling.call import Failure, Request
+from starling.call import Failure, Request, storable
 from starling.config import ServerModel
 from starling.endpoint import wire
 from starling.errors import InputError
@@ -102,7 +102,7 @@ class Wire:
             if status != 200 or len(secret) >= 8:
                 body = body.replace(secret, "[key]")
         ended = time.monotonic()
-        stored = StoredReply(status=status, body=body, error=error, latency_s=ended - began, sent=left)
+        stored = StoredReply(status=status, body=body, error=storable(error), latency_s=ended - began, sent=left)
         return Landing(stored, failure, asked_s, began, ended)
 
     def _timed_out(self, after_s: float) -> str:

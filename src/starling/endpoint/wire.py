@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from starling.call import Failure, Request
+from starling.call import Failure, Request, storable
 from starling.chat import to_transcript
 from starling.config import AnthropicModel, OpenAIModel, ServerModel
 from starling.journal import Spend
@@ -161,7 +161,7 @@ def error_message(body: str) -> str:
     try:
         data = json.loads(body)
         error = data.get("error", data)
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
+        return storable(str(error["message"] if isinstance(error, dict) else error)[:300])
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return " ".join(body[:2000].split())[:300]
 

@@ -80,6 +80,8 @@ class BatchTable:
     def __init__(self, database: Database, release: Callable[[tuple[int, int, int]], None]) -> None:
         self._db = database
         self._release = release
+        self._opened: set[int] = set()
+        """Rows made here."""
 
     # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -91,6 +93,7 @@ class BatchTable:
                 [model, server, os.urandom(8).hex()],
             ).lastrowid
         assert made is not None
+        self._opened.add(made)
         return self.get(made)
 
     def get(self, number: int) -> Batch:
@@ -115,8 +118,9 @@ class BatchTable:
         return self._rows("WHERE model = ? AND state IN ('creating', 'running') ORDER BY id", [model])
 
     def drafts(self, model: str, server: str) -> list[Batch]:
-        """Files that a process did not finish."""
-        return self._rows("WHERE model = ? AND server = ? AND state = 'draft'", [model, server])
+        """Files that another process did not finish; one of ours may be in the hands of another endpoint."""
+        found = self._rows("WHERE model = ? AND server = ? AND state = 'draft'", [model, server])
+        return [batch for batch in found if batch.id not in self._opened]
 
     def open_tokens(self) -> set[str]:
         """Tokens of the batches with which something is still to be done."""

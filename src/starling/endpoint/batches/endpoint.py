@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from starling.config import AnthropicModel, ServerModel, secret
 from starling.endpoint.asking import Asked
 from starling.endpoint.batches.lifecycle import Clock, Lifecycle, QueueFull, is_queue_full
 from starling.endpoint.batches.results import Outcome, Results
-from starling.endpoint.batches.shards import Feed, Limits, Shards, chunks
+from starling.endpoint.batches.shards import CHUNK, Feed, Limits, Shards, chunks
 from starling.endpoint.batches.wire import AnthropicBatches, BatchApi, Http, NoReply, OpenAIBatches, Refusal, View
 from starling.endpoint.limits import Ratio
 from starling.endpoint.server import run_loop
 from starling.endpoint.wire import UNUSABLE_STATUS, failure_of, headers, model_ref, path, payload, spend, wants_new_limit
-from starling.errors import EndpointError
+from starling.errors import EndpointError, InputError
 from starling.journal import Batch, Journal, Spend, StoredReply
 from starling.progress import SILENT, Progress
 
@@ -119,6 +120,8 @@ class _Work:
         """Batches that the provider's queue has no room for."""
         self._retry_at = 0.0
         """When one of them is tried again, unless a batch ends before."""
+        self._unwritable: dict[str, Reply] = {}
+        """Requests that this API has no words for; they are in no file."""
         self._before = self._table.newest()
         """Batches after this row belong to this asking."""
         self._most_requests = self._batch.requests
@@ -140,7 +143,7 @@ class _Work:
 
     def failures(self) -> dict[str, Reply]:
         """The requests without an answer, after the run."""
-        failed: dict[str, Reply] = {}
+        failed = dict(self._unwritable)
         for part in chunks(self._requests):
             for key, past in self._table.tried([request.key for request in part], self._before).items():
                 failed[key] = failed_reply(key, past.error, failure_kind(past.status, past.error))
@@ -216,16 +219,27 @@ class _Work:
 
     def _pending(self) -> Iterator[tuple[Request, int]]:
         """Requests that are to be asked now, each with the number of its attempt."""
+        given: deque[str] = deque(maxlen=2 * CHUNK)  # the last ones given out: fewer than CHUNK are not in the journal yet
         for part in chunks(self._requests):
             requests = {request.key: request for request in part}
-            busy = self._journal.answered(requests) | self._table.waiting(requests)
+            busy = self._journal.answered(requests) | self._table.waiting(requests) | set(given)
             tried = self._table.tried(requests, self._before)
             for key, request in requests.items():
                 past = tried.get(key)
                 if key in busy or (past and past.count >= self._settings.attempts):
                     continue
-                if past is None or self._worth_retrying(past.status, past.error):
+                if (past is None or self._worth_retrying(past.status, past.error)) and self._is_writable(request):
+                    given.append(key)
                     yield request, past.count + 1 if past else 1
+
+    def _is_writable(self, request: Request) -> bool:
+        try:
+            self._payload(request)
+        except InputError as error:
+            words = f"not sent: {error.what} ({error.where})"
+            self._unwritable[request.key] = failed_reply(request.key, words, Failure.bad_request)
+            return False
+        return True
 
     async def _send_all(self) -> bool:
         """One pass over the requests; returns whether any was sent."""

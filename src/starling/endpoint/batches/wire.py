@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote, urlsplit
 
+from starling.call import storable
 from starling.endpoint.wire import error_message, retry_after
 from starling.journal import StoredReply
 
@@ -267,7 +268,10 @@ class OpenAIBatches:
         elif status == "failed":
             phase = "refused"
         complaints = tuple(
-            Complaint(e["line"] if isinstance(e.get("line"), int) else None, str(e.get("code")), str(e.get("message")))
+            Complaint(
+                e["line"] if isinstance(e.get("line"), int) else None, storable(str(e.get("code"))),
+                storable(str(e.get("message"))),
+            )
             for e in errors or [] if isinstance(e, dict)
         )  # fmt: skip
         tags = {str(k): str(v) for k, v in metadata.items()}
@@ -285,7 +289,8 @@ class OpenAIBatches:
             error_text = "" if status == 200 else f"HTTP {status}: {error_message(body)}"
             return key, StoredReply(status=status, body=body, error=error_text)
         if isinstance(error, dict):  # not worked on: expired, cancelled
-            return key, StoredReply(status=0, error=f"{error.get('code')}: {error.get('message')}"[:300], sent=False)
+            words = storable(f"{error.get('code')}: {error.get('message')}"[:300])
+            return key, StoredReply(status=0, error=words, sent=False)
         return key, StoredReply(status=0, body=line.decode("utf-8", "replace"), error="the batch's line has no response")
 
 
