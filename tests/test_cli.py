@@ -169,7 +169,7 @@ def test_plan_counts_the_calls_by_hand(run: Run, tmp_path: Path) -> None:
 def test_config_check_names_what_it_is_enough_for(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(f'[run]\ndir = "{tmp_path}"\n[reward]\nbackbone = "x"\ndata = "y.parquet"\n', "utf-8")
-    assert run("config", "check", file)[1] == f"{file} is valid; enough for: reward\n"
+    assert run("config", "check", file)[1] == f"{file} is valid; enough for: reward, publish\n"
     file.write_text(f'[run]\ndir = "{tmp_path}"\n', "utf-8")
     code, _, err = run("config", "check", file)
     assert code == 2
