@@ -363,3 +363,11 @@ def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"starling {starling.__version__}\n"
     assert cli.call([]) == 2
     assert "Usage: starling [OPTIONS] COMMAND [ARGS]...\n" in capsys.readouterr().err
+
+
+def test_show_of_a_file_that_is_no_journal(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text('[run]\ndir = "runs/mine"\n', "utf-8")
+    code, _, said = run("show", file)
+    assert code == 2
+    assert said.startswith("The file is no journal. Where: ")

@@ -361,10 +361,9 @@ def _require_sections(stage: Stage, config: Config) -> None:
     starts_from = {"reward": "reward.backbone", "policy": "policy.base", "evaluate": "policy.base"}.get(stage.name)
     if starts_from is not None and "world" in inputs_of(stage, config) and config.microworld is None:
         raise ConfigError(
-            f"The stage '{stage.name}' has no model to start from: {starts_from} is not set, and its default, the microworld's base "
-            "model, needs the section [microworld]",
+            f"The stage '{stage.name}' has no model to start from: {starts_from} is not set, and there is no [microworld]",
             where=starts_from,
-            cure=f"set {starts_from} to a transformers folder; or ask for an earlier stage only, e.g. `--until dataset`",
+            cure=f"set {starts_from} to a transformers folder, or ask for an earlier stage only",
         )
     for section in sorted(sections):
         if getattr(config, section) is None:
