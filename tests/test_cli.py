@@ -169,7 +169,7 @@ def test_plan_counts_the_calls_by_hand(run: Run, tmp_path: Path) -> None:
 def test_config_check_names_what_it_is_enough_for(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(f'[run]\ndir = "{tmp_path}"\n[reward]\nbackbone = "x"\ndata = "y.parquet"\n', "utf-8")
-    assert run("config", "check", file)[1] == f"{file} is valid; enough for: reward\n"
+    assert run("config", "check", file)[1] == f"{file} is valid; enough for: reward, publish\n"
     file.write_text(f'[run]\ndir = "{tmp_path}"\n', "utf-8")
     code, _, err = run("config", "check", file)
     assert code == 2
@@ -363,3 +363,11 @@ def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"starling {starling.__version__}\n"
     assert cli.call([]) == 2
     assert "Usage: starling [OPTIONS] COMMAND [ARGS]...\n" in capsys.readouterr().err
+
+
+def test_show_of_a_file_that_is_no_journal(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text('[run]\ndir = "runs/mine"\n', "utf-8")
+    code, _, said = run("show", file)
+    assert code == 2
+    assert said.startswith("The file is no journal. Where: ")

@@ -120,6 +120,19 @@ def test_a_batch_api_is_cheaper_and_promises_no_hours(tmp_path: Path) -> None:
     assert (cheap.dollars, cheap.hours) == (pytest.approx(dear.dollars / 2), None)
 
 
+def test_the_discount_is_what_is_taken_off(tmp_path: Path) -> None:
+    """A fifth off leaves four fifths to pay, as the journal charges it."""
+    full = lines(settings(tmp_path))["responses", "a"].expected.dollars
+    assert full is not None
+    cheap = lines(settings(tmp_path, 4, "models.a.batch={discount=0.2}"))["responses", "a"].expected.dollars
+    assert cheap == pytest.approx(full * 0.8)
+
+
+def test_found_answers_do_not_keep_a_plan_from_a_fresh_run_directory(tmp_path: Path) -> None:
+    found = lines(settings(tmp_path, 4, "responses.use_found=true"))
+    assert found["responses", "a"].calls == 4, "none are known before the prompts stage is done"
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -220,8 +220,34 @@ def test_imported_rankings_need_only_run_and_reward(tmp_path: Path, did: list[st
     found = {s.stage: (s.state, s.why) for s in pipeline.status(config)}
     assert found["reward"][0] == "done"
     assert found["ranking"] == ("unused", "The stage 'prompts' needs the section [prompts], which the settings lack")
-    with pytest.raises(ConfigError, match=r"needs the section \[prompts\]"):
-        pipeline.run(config)
+    assert [s.name for s in pipeline.needed(config)] == ["reward", "publish"], "its card, and nothing that it does not train"
+
+
+def data_only(folder: Path, more: str = "") -> Config:
+    model = 'type = "openai"\nbase_url = "http://localhost:1/v1"\n'
+    (folder / "data.toml").write_text(
+        f'[run]\ndir = "{folder}/run"\n[models.a]\n{model}name = "a"\n[models.b]\n{model}name = "b"\n'
+        f'[prompts]\nsources = [{{ type = "file", path = "{folder}/x.jsonl", name = "mine" }}]\n'
+        f'[responses]\nmodels = ["a", "b"]\n[ranking]\njudge = "a"\n{more}',
+        "utf-8",
+    )
+    return load_config(folder / "data.toml")
+
+
+def test_settings_for_data_alone_end_with_its_card(tmp_path: Path) -> None:
+    data = ["prompts", "responses", "ranking", "dataset"]
+    assert [s.name for s in pipeline.needed(data_only(tmp_path))] == [*data, "publish"]
+    reward = data_only(tmp_path, f'[reward]\nbackbone = "{tmp_path}/model"\n')
+    assert [s.name for s in pipeline.needed(reward)] == [*data, "reward", "publish"]
+    policy = data_only(tmp_path, f'[reward]\nbackbone = "{tmp_path}/model"\n[policy]\nbase = "{tmp_path}/model"\n')
+    assert [s.name for s in pipeline.needed(policy)] == [*data, "reward", "policy", "evaluate", "report", "publish"]
+
+
+def test_a_training_without_a_model_to_start_from_is_told_which_setting_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reward\.backbone is not set"):
+        pipeline.needed(data_only(tmp_path, "[reward]\nepochs = 2\n"))
+    with pytest.raises(ConfigError, match=r"policy\.base is not set"):
+        pipeline.needed(data_only(tmp_path, f'[reward]\nbackbone = "{tmp_path}/model"\n[policy]\niterations = 2\n'))
 
 
 def test_a_backbone_from_the_world_needs_the_section(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_starting_another_work_finishes_the_first(clock: Clock) -> None:
     bar.advance(1)
     bar.start("reward", 0)
     bar.finish()
-    assert [line.split(" · ")[0] for line in out.getvalue().splitlines()] == ["rank: 1/2 (50 %)", "reward: 0"]
+    assert [line.split(" · ")[0] for line in out.getvalue().splitlines()] == ["rank: 1/2 (50 %)"]
 
 
 def test_advancing_without_a_start_does_nothing(clock: Clock) -> None:
@@ -95,3 +95,15 @@ def test_silent_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rich_is_not_imported_before_a_bar_is_drawn() -> None:
     code = "import sys, starling.progress as p; p.RichProgress(); sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_work_that_turned_out_to_be_none_leaves_no_line(clock: Clock) -> None:
+    out = io.StringIO()
+    bar = RichProgress(out, every_s=5)
+    bar.start("judge again", 0)
+    bar.finish()
+    assert out.getvalue() == ""
+    bar.start("read", 0)  # nobody knew how many
+    bar.advance(3)
+    bar.finish()
+    assert out.getvalue().startswith("read: 3 ")

@@ -134,8 +134,9 @@ def _seen(journal: Journal, model: str | None, purpose: str | None) -> Seen:
 
 
 def _forecast(config: Config, todo: Sequence[str], prompts: Sequence[Prompt], used: Used) -> Forecast:
-    most = plan.count(config, _ORDER, prompts)
-    likely = plan.count(_with_likely_lengths(config, used), _ORDER, prompts)
+    counted = [stage for stage in todo if stage == "prompts"] + list(_ORDER)  # found answers are known once prompts are done
+    most = plan.count(config, counted, prompts)
+    likely = plan.count(_with_likely_lengths(config, used), counted, prompts)
     left = Counter({at: used(*at).answered for at in {_at(config, c) for c in most}})
     lines = []
     for calls, expected in zip(most, likely, strict=True):
@@ -242,8 +243,8 @@ def _amount(config: Config, label: str, calls: int, prompt: float, reply: float,
     dollars = hours = None
     if isinstance(model, ServerModel):
         if model.price is not None:
-            discount = model.batch.discount if model.batch is not None else 1.0
-            dollars = model.price.dollars(prompt_tokens, completion_tokens) * discount
+            discount = model.batch.discount if model.batch is not None else 0.0
+            dollars = model.price.dollars(prompt_tokens, completion_tokens) * (1 - discount)
         if model.batch is None:
             hours = _hours(config, model, calls, prompt_tokens + completion_tokens, latency_s)
     return Amount(calls, prompt_tokens, completion_tokens, dollars, hours)

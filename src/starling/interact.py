@@ -192,9 +192,14 @@ def journal_rows(path: Path, state: str | None, limit: int) -> tuple[dict[str, A
         limit: most calls.
 
     Raises:
-        UsageError: there is no such state.
-        JournalError: the file is no journal.
+        UsageError: there is no such state, or the file is no SQLite file.
+        JournalError: the journal is damaged.
     """
+    with path.open("rb") as file:
+        if file.read(16) != b"SQLite format 3\0":
+            raise UsageError(
+                "The file is no journal", where=str(path), cure="give a run's journal.sqlite, or the folder of a finished stage"
+            )
     if state not in (None, *STATES):
         raise UsageError(f"A journal has no calls that are '{state}'", where=str(path), cure=f"use one of {', '.join(STATES)}")
     with Journal(path) as journal:

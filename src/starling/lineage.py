@@ -76,21 +76,30 @@ def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
         "ranking": collects or stage.name != "report",
         "dataset": _reads_dataset(stage.name, config, collects),
     }
+    if stage.name == "publish":  # whoever wants a dataset or a reward model alone gets its card
+        reads |= {"reward": trains("reward", config), "policy": trains("policy", config), "evaluate": trains("policy", config)}
     return tuple(name for name in stage.inputs if reads.get(name, True))
+
+
+def trains(section: Literal["reward", "policy"], config: Config) -> bool:
+    """Whether the whole chain goes as far as this training: in the microworld, and where the settings have its section."""
+    return config.microworld is not None or section in config.model_fields_set
 
 
 def _reads_world(stage: str, config: Config) -> bool:
     pool = config.responses.names if config.responses else ()
     judge = (config.ranking.judge,) if config.ranking else ()
     asks = {"responses": pool, "ranking": judge, "evaluate": pool + judge}.get(stage, ())
-    trains = {"reward": config.reward.backbone, "policy": config.policy.base, "evaluate": config.policy.base}.get(stage)
-    return trains == MICROWORLD_BASE or any(config.models[name].type == "microworld-speaker" for name in asks)
+    starts_from = {"reward": config.reward.backbone, "policy": config.policy.base, "evaluate": config.policy.base}.get(stage)
+    return starts_from == MICROWORLD_BASE or any(config.models[name].type == "microworld-speaker" for name in asks)
 
 
 def _reads_dataset(stage: str, config: Config, collects: bool) -> bool:
     own_rankings = config.reward.data is None
     if stage == "evaluate":  # the microworld's answers have a gold score, others are judged by held-out rankings
         return own_rankings and not is_world(config)
+    if stage == "publish":
+        return collects or not trains("reward", config)
     return own_rankings if stage == "reward" else collects
 
 

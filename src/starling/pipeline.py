@@ -28,7 +28,7 @@ from starling import imported, nectar, prompts, ranking, responses
 from starling.artifacts import Draft, RecordFile, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
 from starling.config import Config
 from starling.errors import ConfigError, UsageError
-from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status
+from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status, trains
 from starling.plan import check
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Judgment, MergedRanking, Prompt, RankedPrompt, Response
@@ -325,6 +325,8 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 def needed(config: Config, until: str | None = None) -> tuple[Stage, ...]:
     """The stages that lead to `until` (to the end of the chain when None), in order.
 
+    The end of a chain whose settings train no policy is `publish`: there is no evaluation to report.
+
     Raises:
         UsageError: there is no such stage.
         ConfigError: a stage on the way needs a section that the settings lack.
@@ -337,7 +339,7 @@ def needed(config: Config, until: str | None = None) -> tuple[Stage, ...]:
             cure=f"use one of {', '.join(BY_NAME)}",
         )
     wanted: set[str] = set()
-    open_names = [until] if until is not None else ["report", "publish"]
+    open_names = [until] if until is not None else ["report", "publish"] if trains("policy", config) else ["publish"]
     while open_names:
         name = open_names.pop()
         if name not in wanted:
@@ -356,8 +358,13 @@ def _require_sections(stage: Stage, config: Config) -> None:
     sections = {wanted.get(section, section).split(".")[0] for section in stage.sections}
     if stage.name == "evaluate":  # goes without a judge: then there is no head to head
         sections -= {"responses", "ranking"}
-    if stage.name in ("reward", "policy", "evaluate") and "world" in inputs_of(stage, config):
-        sections.add("microworld")
+    starts_from = {"reward": "reward.backbone", "policy": "policy.base", "evaluate": "policy.base"}.get(stage.name)
+    if starts_from is not None and "world" in inputs_of(stage, config) and config.microworld is None:
+        raise ConfigError(
+            f"The stage '{stage.name}' has no model to start from: {starts_from} is not set, and there is no [microworld]",
+            where=starts_from,
+            cure=f"set {starts_from} to a transformers folder, or ask for an earlier stage only",
+        )
     for section in sorted(sections):
         if getattr(config, section) is None:
             raise ConfigError(

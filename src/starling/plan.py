@@ -94,7 +94,7 @@ def _check_models(config: Config, names: Sequence[str]) -> None:
         model = config.models[name]
         if isinstance(model, ServerModel):
             for env in model.api_key_env:
-                secret(env)
+                secret(env, f"models.{name}.api_key_env")
             identity = f"{model_ref(model)} {model.system!r}"
         elif isinstance(model, LocalModel):
             _check_folder(f"models.{name}.path", str(model.path))

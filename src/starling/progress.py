@@ -91,7 +91,7 @@ class RichProgress(Progress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
-        else:
+        elif self._total or self._done:  # nothing to do is no news
             self._line(f"in {_seconds(time.monotonic() - self._started)}")
         self._what = ""
 

@@ -214,7 +214,10 @@ class _Asking:
             for name, cost in parts.items()
         ]  # fmt: skip
         if plan:
-            print_json({"plan": rows}) if as_json else print_table(rows)
+            if as_json:
+                print_json({"plan": rows})
+            else:
+                print_table([{**row, "dollars": None if row["dollars"] is None else f"{row['dollars']:,.2f}"} for row in rows])
             return False
         calls, asked, said = (sum(getattr(c, n) for c in parts.values()) for n in ("calls", "prompt_tokens", "completion_tokens"))
         complain(

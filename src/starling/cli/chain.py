@@ -141,6 +141,8 @@ def _plan_notes(found: Forecast) -> Iterable[str]:
         f"{costs.ASSUMED_REPLY_TOKENS} tokens, the judge's of {costs.ASSUMED_VERDICT_TOKENS}, "
         f"{costs.ASSUMED_SECONDS:g} s + {costs.ASSUMED_TOKENS_PER_SECOND:g} tokens/s; 4 characters a token."
     )
+    if any(line.stage != line.stage.partition(" ")[0] for line in found.lines):
+        yield f"Contested: calls if every prompt were contested; {100 * costs.ASSUMED_CONTESTED:.0f} % are expected."
     yield "Most: every reply as long as allowed, every call that may be repeated repeated."
     if any(line.expected.hours is not None for line in found.lines):
         yield "Hours: calls x seconds / in_flight, the models of one stage at the same time; rate limits of a server come on top."

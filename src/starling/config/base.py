@@ -40,8 +40,12 @@ def fingerprint(part: BaseModel | None) -> str:
     return content_hash(part.model_dump(mode="json") if part is not None else None, 16)
 
 
-def secret(name: str | None) -> str | None:
+def secret(name: str | None, setting: str = "api_key_env") -> str | None:
     """The value of an environment variable named in the settings; only its name is ever stored.
+
+    Args:
+        name: the variable; None for a server without keys.
+        setting: where the name stands, for the message.
 
     Raises:
         ConfigError: the variable is named but not set.
@@ -51,6 +55,6 @@ def secret(name: str | None) -> str | None:
     value = os.environ.get(name)
     if not value:
         raise ConfigError(
-            f"The environment variable {name} is not set", where="api_key_env", cure=f"export {name}=… before the command"
+            f"The environment variable {name} is not set", where=setting, cure=f"export {name}=… before the command"
         )
     return value

@@ -161,6 +161,7 @@ class Calls:
         self._alive = self._closed = False
         self._opened_at = math.inf
         """When the first call was about to leave."""
+        self._server_error = "none"
         self._answered_at = -math.inf
         """When the last reply came."""
         self._given_up = 0
@@ -368,6 +369,7 @@ class Calls:
         if landing.failure is Failure.rate_limited and lane.key.limited(sent, landing.wait_s, now):
             self._group.note(f"{lane.key.name or 'the server'} asks to wait for {lane.key.parked_until - now:.0f} s")
         if landing.failure in (Failure.connection, Failure.timeout, Failure.server_error):
+            self._server_error = landing.stored.error[:200]
             if host.failed(sent, now):
                 self._group.note(f"{host.url} is left out for a while: {landing.stored.error[:80]}")
         elif status:
@@ -476,7 +478,7 @@ class Calls:
         elif refused > limits.LONGEST_WAIT_S:
             self._stop(f"The server has rejected every call for {refused:.0f} s because of its rate limit", None)
         elif down > (limits.LONGEST_WAIT_S if self._alive else limits.FIRST_CONTACT_S):
-            self._stop(f"No call was answered for {down:.0f} s", None)
+            self._stop(f"No call was answered for {down:.0f} s; the last error was: {self._server_error}", None)
 
     def _stop(self, what: str, lane: Lane | None, cure: str = "") -> None:
         where = f"model {self._served.name} at {', '.join(self._settings.base_url)}"

@@ -267,14 +267,19 @@ class Journal:
         with self._lock:
             calls, tokens, microdollars = self._spent
         budget = self._budget
-        limits = {
-            f"budget_calls = {budget.calls} ({calls} made)": budget.calls,
-            f"budget_tokens = {budget.tokens} ({tokens} spent or reserved)": budget.tokens,
-            f"budget_dollars = {budget.dollars} ({microdollars / 1e6:.2f} spent or reserved)": budget.dollars,
-        }
+        limits = [
+            (f"budget_calls = {budget.calls} ({calls} made)", calls, budget.calls),
+            (f"budget_tokens = {budget.tokens} ({tokens} spent or reserved)", tokens, budget.tokens),
+            (
+                f"budget_dollars = {budget.dollars} ({microdollars / 1e6:.2f} spent or reserved)",
+                microdollars / 1e6,
+                budget.dollars,
+            ),
+        ]
+        scarcest_first = sorted((-used / limit, said) for said, used, limit in limits if limit is not None)
         return BudgetError(
             "The budget of the run does not allow another model call",
-            where=f"run.{', run.'.join(said for said, limit in limits.items() if limit is not None)}, counted in {self.path}",
+            where=f"run.{', run.'.join(said for _, said in scarcest_first)}, counted in {self.path}",
             cure="raise it and start again: every call made so far is in the journal and is not repeated",
         )
 

@@ -198,9 +198,10 @@ class _Gathering:
         files, usable, first = files_of(source.path), 0, ""
         for file in files:
             progress.start(f"prompts {source.name}", 0 if progress is SILENT else count_rows(file))
-            reported = 0
+            reported = seen = 0
             for row in read_rows(file):
-                place = _Place(home, source.name, file.name, row.number)
+                seen = row.number
+                place = _Place(home, source.name, file.name, seen)
                 try:
                     if row.value is None:
                         raise Dropped(row.problem)
@@ -209,9 +210,10 @@ class _Gathering:
                 except Dropped as reason:
                     self._drop(place, str(reason))
                 first = first or f"{file}, line {row.number}: {self._last_reason}"
-                if row.number >= reported + REPORT_ROWS:
-                    progress.advance(row.number - reported, f"{len(self._ids):,} prompts")
-                    reported = row.number
+                if seen >= reported + REPORT_ROWS:
+                    progress.advance(seen - reported, f"{len(self._ids):,} prompts")
+                    reported = seen
+            progress.advance(seen - reported, f"{len(self._ids):,} prompts")
             progress.finish()
         if not usable:
             raise InputError(
