@@ -560,7 +560,7 @@ def test_an_interrupted_test_of_key_and_address_does_not_bar_them(server: Server
     (host,), (key,) = endpoint.served.hosts.all, endpoint.served.keys
     now = time.monotonic() - 100
     for i in range(limits.EJECT_AFTER):
-        host.failed(now + i, now + i)
+        host.failed(now + i, now + i, now + i)
         key.limited(now + i, 0, now + i)
     server.answer = hang
     asyncio.run(interrupted())

@@ -247,36 +247,49 @@ def test_flow_settles_around_what_a_server_takes(takes: int, least: int, most: f
 def test_an_address_is_left_out_after_faults_in_a_row_and_tested_later_and_later() -> None:
     host = Host("u")
     for _ in range(limits.EJECT_AFTER - 1):
-        assert not host.failed(0.0, 1.0)
-    host.answered()
+        assert not host.failed(0.0, 0.0, 1.0)
+    host.answered(1.0)
     for _ in range(limits.EJECT_AFTER - 1):
-        assert not host.failed(1.0, 2.0)
-    assert host.failed(1.0, 2.0)
+        assert not host.failed(1.0, 1.0, 2.0)
+    assert host.failed(1.0, 1.0, 2.0)
     assert host.wait(2.0) == 1
-    assert not host.failed(1.5, 2.5)  # left before: nothing new
+    assert not host.failed(1.5, 1.5, 2.5)  # left before: nothing new
     waits, now = [], 3.0
     for _ in range(7):
         assert host.wait(now) == 0
         assert host.take() is True
         assert host.wait(now) == math.inf  # one test at a time
-        assert host.failed(now, now + 0.5)
+        assert host.failed(now, now, now + 0.5)
         host.landed(True)
         waits.append(host.wait(now + 0.5))
         now += 0.5 + waits[-1]
     assert waits == [2, 4, 8, 16, 32, 60, 60]
     host.take()
-    host.answered()
+    host.answered(now)
     host.landed(True)
     assert host.wait(now) == 0
     assert host.take() is False
     assert host.flying == 1
 
 
+def test_calls_that_fail_for_ever_take_no_address_out() -> None:
+    """They began before the last answer: it is them. Those that began after it are counted; while it is out, all are."""
+    host = Host("u")
+    host.answered(5.0)
+    for _ in range(3 * limits.EJECT_AFTER):
+        assert not host.failed(4.9, 6.0, 7.0)
+    for _ in range(limits.EJECT_AFTER - 1):
+        assert not host.failed(5.1, 6.0, 7.0)
+    assert host.failed(5.1, 6.0, 7.0)
+    assert host.failed(4.9, 8.0, 8.5), "the test of an address that is out failed"
+    assert host.wait(8.5) == 2
+
+
 def test_a_call_that_hangs_does_not_keep_an_address_from_being_tested() -> None:
     host = Host("u")
     host.take()
     for _ in range(limits.EJECT_AFTER):
-        host.failed(0.0, 1.0)
+        host.failed(0.0, 0.0, 1.0)
     assert host.wait(2.0) == 0
 
 
@@ -287,19 +300,19 @@ def test_the_least_busy_address_that_is_up_is_picked() -> None:
     c.take()
     assert hosts.pick(0.0) is b
     for _ in range(limits.EJECT_AFTER):
-        b.failed(0.0, 1.0)
+        b.failed(0.0, 0.0, 1.0)
     assert hosts.pick(1.0) is a
     c.landed(False)
     assert hosts.pick(1.0) is c
     assert hosts.pick(1.0, avoid=c) is a
     for host in (a, c):
         for _ in range(limits.EJECT_AFTER):
-            host.failed(1.0, 1.5)
+            host.failed(1.0, 1.0, 1.5)
     assert hosts.pick(1.5) is None
     assert hosts.wait(1.5) == pytest.approx(0.5)
     assert hosts.down_for(3.5) == pytest.approx(2.0)  # the last one went out at 1.5
     assert hosts.pick(2.0) is b
-    b.answered()
+    b.answered(2.0)
     assert hosts.down_for(3.5) == 0
 
 

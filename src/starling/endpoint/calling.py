@@ -348,7 +348,7 @@ class Calls:
         finally:
             lane.flying -= 1
             host.landed(host_test)
-        self._note(landing, lane, host)
+        self._note(call, landing, lane, host)
         answer = Answer(key=call.request.key, attempt=call.attempt, reply=landing.stored)
         self._writer.add(answer, self._landed, call, lane, host, landing, limit_name)
 
@@ -358,7 +358,7 @@ class Calls:
             self._group.stop(error if isinstance(error, Exception) else RuntimeError(repr(error)))
         self.poke()
 
-    def _note(self, landing: Landing, lane: Lane, host: Host) -> None:
+    def _note(self, call: Call, landing: Landing, lane: Lane, host: Host) -> None:
         """What the attempt says about server, key and load."""
         status, sent, now = landing.stored.status, landing.sent, landing.ended
         if status == 200:
@@ -370,10 +370,10 @@ class Calls:
             self._group.note(f"{lane.key.name or 'the server'} asks to wait for {lane.key.parked_until - now:.0f} s")
         if landing.failure in (Failure.connection, Failure.timeout, Failure.server_error):
             self._server_error = landing.stored.error[:200]
-            if host.failed(sent, now):
+            if host.failed(min(call.began, sent), sent, now):
                 self._group.note(f"{host.url} is left out for a while: {landing.stored.error[:80]}")
         elif status:
-            host.answered()
+            host.answered(now)
 
     # ── landed ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

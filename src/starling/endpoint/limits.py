@@ -205,6 +205,7 @@ class Host:
         """When it was taken out; None while it is in use."""
         self.try_again = -math.inf
         self._faults = 0
+        self._answered_at = -math.inf
         self._cool_down = COOL_DOWN_S
         self._testing = False
 
@@ -227,12 +228,18 @@ class Host:
         if test:
             self._testing = False
 
-    def answered(self) -> None:
+    def answered(self, now: float) -> None:
         """It works."""
-        self._faults, self.down_since, self._cool_down = 0, None, COOL_DOWN_S
+        self._faults, self.down_since, self._cool_down, self._answered_at = 0, None, COOL_DOWN_S, now
 
-    def failed(self, sent: float, now: float) -> bool:
-        """A call that left at `sent` found no connection, ran out of time or met a fault; True when that takes it out."""
+    def failed(self, began: float, sent: float, now: float) -> bool:
+        """A call that left at `sent` found no connection, ran out of time or met a fault; True when that takes it out.
+
+        A call that has failed since `began` while others were answered here is to blame itself, and says nothing: such calls
+        come last, one after the other.
+        """
+        if self.down_since is None and began < self._answered_at:
+            return False
         self._faults += 1
         if self._faults < EJECT_AFTER or (self.down_since is not None and sent < self.try_again):
             return False
