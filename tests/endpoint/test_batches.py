@@ -662,6 +662,44 @@ def test_a_conversation_that_cannot_be_written_does_not_take_the_others_with_it(
         assert journal.usage().paid == 2
 
 
+def test_bad_lines_that_are_named_one_by_one_cost_the_others_no_attempts(
+    serving: Serving, provider: Provider, tmp_path: Path
+) -> None:
+    def complain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        bad = [line for line, row in enumerate(rows, 1) if asked(row).startswith("bad")]
+        return [{"code": "invalid", "message": "no", "line": bad[0]}] if bad else []
+
+    provider.complain = complain
+    with Journal(tmp_path / "j") as journal:
+        replies = made(serving, journal, attempts=3).complete_all(ask(*(f"bad {i}" for i in range(5)), "a", "b"))
+    assert [r.failure for r in replies] == [Failure.bad_request] * 5 + [None] * 2
+
+
+def test_a_model_that_is_done_leaves_the_folder_to_the_others(
+    serving: Serving, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, tidy, fetching, tidied = wire.Http.fetch, shards.Shards.tidy, [], []
+
+    async def slow(self: wire.Http, address: str, target: Path) -> None:
+        fetching.append(address)
+        while len(fetching) == 1 or (address == fetching[0] and not tidied):
+            await asyncio.sleep(0.01)
+        await fetch(self, address, target)
+
+    def noted(self: shards.Shards) -> None:
+        tidy(self)
+        tidied.append(1)
+
+    monkeypatch.setattr(wire.Http, "fetch", slow)
+    monkeypatch.setattr(shards.Shards, "tidy", noted)
+    other = ModelRef(provider="openai", name="other")
+    with Journal(tmp_path / "j") as journal:
+        question = Request(other, (Message(role="user", content="b"),))
+        found = ask_together([(made(serving, journal), ask("a")), (made(serving, journal, name="other"), [question])])
+        assert [[r.text for r in replies] for replies in found] == [["re a"], ["re b"]]
+    assert not (tmp_path / "j.batches").exists()
+
+
 def test_an_expired_batch_keeps_what_is_finished(serving: Serving, provider: Provider, tmp_path: Path) -> None:
     first = True
 

@@ -170,11 +170,18 @@ def test_a_broken_body_among_many_is_asked_again_where_it_is_read(server: Server
 def test_a_request_that_cannot_be_made_leaves_what_was_asked_in_order(server: Server, journal: Journal) -> None:
     class Failing(Made):
         def __iter__(self) -> Iterator[Request]:
-            yield from list(super().__iter__())[:100]
+            yield from list(super().__iter__())[:150]
             raise ZeroDivisionError
 
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        await asyncio.sleep(0.01)
+        return await server.echo(text, times)
+
+    server.answer = answer
     with pytest.raises(ZeroDivisionError):
-        http(server, journal).ask_all(Failing(200))
+        http(server, journal, in_flight=4).ask_all(Failing(300))
+    usage = journal.usage()
+    assert (usage.unfinished, usage.paid) == (0, sum(server.seen.values()))
     assert [r.text for r in http(server, journal).complete_all([ask(str(i)) for i in range(100)])][99] == "re 99"
 
 

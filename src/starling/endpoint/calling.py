@@ -32,7 +32,7 @@ from starling.endpoint.commits import Writer
 from starling.endpoint.lanes import Call, Lane, Served, choose
 from starling.endpoint.limits import Host
 from starling.endpoint.transport import Landing, Wire
-from starling.errors import EndpointError, StarlingError
+from starling.errors import EndpointError
 from starling.journal import Answer, Intent, Journal, Rejection, StoredReply, Tokens
 from starling.progress import Progress
 
@@ -184,7 +184,7 @@ class Calls:
         while self._group.stopped is None:
             try:
                 self._draw()
-            except StarlingError as error:  # the journal cannot be read, or a request cannot be made
+            except Exception as error:  # the journal cannot be read, or a request cannot be made
                 self._group.stop(error)
                 break
             if self._source is None and not self.open:

@@ -26,6 +26,9 @@ from starling.journal.database import Database
 OPEN = ("draft", "intended", "uploaded", "creating", "running", "lost")
 """States in which something is still to be done."""
 
+BYSTANDER = "the batch was refused because of other lines"
+"""The error of an attempt that was none: nobody looked at its line."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -158,10 +161,11 @@ class BatchTable:
         return {row[0] for row in self._db.among(query, keys)}
 
     def tried(self, keys: Iterable[str], since: int) -> dict[str, Tried]:
-        """The ended attempts at those of `keys` that have no answer, in batches after row `since`."""
+        """The ended attempts at those of `keys` that have no answer, in batches after row `since`; bystanders do not count."""
         query = (
             "SELECT c.key, count(*), a.status, a.error, max(a.id) FROM calls c JOIN attempts a ON a.call = c.id "
-            f"WHERE c.answer IS NULL AND a.ended IS NOT NULL AND +a.batch > {int(since)} AND c.key IN ({{}}) GROUP BY c.key"
+            f"WHERE c.answer IS NULL AND a.ended IS NOT NULL AND +a.batch > {int(since)} "
+            f"AND a.error != '{BYSTANDER}' AND c.key IN ({{}}) GROUP BY c.key"
         )  # with max(), SQLite takes the bare columns from the row that has the maximum
         return {key: Tried(count, status, error) for key, count, status, error, _ in self._db.among(query, keys)}
 

@@ -15,6 +15,7 @@ from starling.endpoint.asking import NOT_A_REPLY
 from starling.endpoint.batches.shards import CHUNK, chunks
 from starling.endpoint.batches.wire import Complaint, View
 from starling.journal import Answer, Batch, Entry, Journal, Rejection, Spend, StoredReply, Tokens
+from starling.journal.batches import BYSTANDER
 
 Read = Callable[[bytes], tuple[str, StoredReply] | None]
 
@@ -94,7 +95,7 @@ class Results:
             Answer(key=key, attempt=0, reply=StoredReply(status=400, error=words), batch=batch.id) for key, words in named.items()
         ]
         self._journal.write([a for a in wrong if self._journal.batches.members(batch.id, [a.key]).get(a.key)])
-        gap = StoredReply(status=0, error="the batch was refused because of other lines", sent=False)
+        gap = StoredReply(status=0, error=BYSTANDER, sent=False)
         while keys := self._journal.batches.unanswered(batch.id, CHUNK):
             self._journal.write([Answer(key=key, attempt=0, reply=gap, batch=batch.id) for key in keys])
         return len(named)

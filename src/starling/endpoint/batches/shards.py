@@ -167,4 +167,5 @@ class Shards:
         for path in found:
             if path.stem.removeprefix("starling-") not in needed:
                 path.unlink(missing_ok=True)
-        remove_empty([self.folder])
+        if not needed:  # else another model may be about to write there
+            remove_empty([self.folder])
