@@ -152,7 +152,7 @@ class Calls:
         self._wire: Wire
         self._writer: Writer
         self._flights: set[asyncio.Task[None]] = set()
-        self._alive = False
+        self._asking_since = math.inf
         self._server_error = "none"
         self._answered_at = -math.inf
         """When the last reply came."""
@@ -234,13 +234,14 @@ class Calls:
                 call = self._open[request.key] = Call(request)
                 self._ready.append(call)
         if answered:
-            self._alive = True
+            self._served.alive = True
             self._group.known(answered)
         if self._ready and not self._lanes:
             self._open_lanes()
 
     def _open_lanes(self) -> None:
         """The first call is about to leave."""
+        self._asking_since = time.monotonic()
         secrets = [secret(env) for env in self._settings.api_key_env] or [None]
         self._wire = Wire(self._settings, [s for s in secrets if s])
         self._writer = self._group.writer(self._served.journal)
@@ -331,7 +332,7 @@ class Calls:
         landing = await self._wire.send(call.request, host.url, lane.headers, limit_name)
         lane.flying -= 1
         host.landed(host_test)
-        self._note(landing, lane, host)
+        self._note(call, landing, lane, host)
         answer = Answer(key=call.request.key, attempt=call.attempt, reply=landing.stored)
         self._writer.add(answer, self._landed, call, lane, host, landing, limit_name)
 
@@ -341,7 +342,7 @@ class Calls:
             self._group.stop(error if isinstance(error, Exception) else RuntimeError(repr(error)))
         self.poke()
 
-    def _note(self, landing: Landing, lane: Lane, host: Host) -> None:
+    def _note(self, call: Call, landing: Landing, lane: Lane, host: Host) -> None:
         """What the attempt says about server, key and load."""
         status, sent, now = landing.stored.status, landing.sent, landing.ended
         if status == 200:
@@ -353,7 +354,9 @@ class Calls:
             self._group.note(f"{lane.key.name or 'the server'} asks to wait for {lane.key.parked_until - now:.0f} s")
         if landing.failure in (Failure.connection, Failure.timeout, Failure.server_error):
             self._server_error = landing.stored.error[:200]
-            if host.failed(sent, now):
+            # Calls that fail for ever are alone in the end: what others got answers to meanwhile does not take the server out.
+            straggler = min(call.began, sent) <= self._answered_at and landing.failure is not Failure.connection
+            if not straggler and host.failed(sent, now):
                 self._group.note(f"{host.url} is left out for a while: {landing.stored.error[:80]}")
         elif status:
             host.answered()
@@ -383,7 +386,7 @@ class Calls:
     def _answered(self, call: Call, reply: Reply) -> int:
         """Returns the tokens that were set aside and not needed."""
         request, prompt, completion = call.request, reply.prompt_tokens, reply.completion_tokens
-        self._alive, self._given_up = True, 0
+        self._served.alive, self._given_up = True, 0
         if prompt:
             self._served.ratio.saw(request.chars, prompt)
         spent, unused = call.most, 0
@@ -427,7 +430,7 @@ class Calls:
         # A call that was first tried before the last answer says nothing about the server: whatever fails for ever comes last.
         self._given_up += call.began > self._answered_at
         # Once the server has answered anything, a row of requests that it finds wrong is no sign of its death.
-        if self._given_up >= DEAD_AFTER and (failure not in ALIKE or not self._alive):
+        if self._given_up >= DEAD_AFTER and (failure not in ALIKE or not self._served.alive):
             self._stop(f"The server failed {self._given_up} calls in a row ({error})", lane)
 
     def _is_hopeless(self, call: Call, now: float) -> bool:
@@ -453,13 +456,13 @@ class Calls:
             return
         until = min(lane.key.parked_until for lane in self._lanes)
         refused = min(lane.key.refused_for(now) for lane in self._lanes)
-        down = self._served.hosts.down_for(now)
+        down = min(self._served.hosts.down_for(now), now - self._asking_since)  # silence while nobody asks is none
         if until - now > limits.LONGEST_WAIT_S:
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time.time() + until - now + 60))
             self._stop(f"The server asks not to be called before {when}", None, "start again after that time: ")
         elif refused > limits.LONGEST_WAIT_S:
             self._stop(f"The server has rejected every call for {refused:.0f} s because of its rate limit", None)
-        elif down > (limits.LONGEST_WAIT_S if self._alive else limits.FIRST_CONTACT_S):
+        elif down > (limits.LONGEST_WAIT_S if self._served.alive else limits.FIRST_CONTACT_S):
             self._stop(f"No call was answered for {down:.0f} s; the last error was: {self._server_error}", None)
 
     def _stop(self, what: str, lane: Lane | None, cure: str = "") -> None:
