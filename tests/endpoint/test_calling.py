@@ -360,6 +360,29 @@ def test_replies_that_are_none_mean_a_dead_server_and_stragglers_do_not(server: 
         http(server, journal, in_flight=10, attempts=2).complete_all([ask(f"bad {i}") for i in range(200)])
 
 
+def test_calls_that_fail_for_ever_neither_take_the_server_out_nor_end_the_next_round(
+    server: Server, journal: Journal, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 calls to which the server always answers 500 come last, in a row, after 20 answers. It is still asked at once, and what
+    follows is not held against it."""
+    monkeypatch.setattr(limits, "COOL_DOWN_S", 1e6)
+    monkeypatch.setattr(limits, "FIRST_CONTACT_S", 0.0)
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        if text.startswith("bad"):
+            await asyncio.sleep(0.05)
+            return web.Response(status=500)
+        return await server.echo(text, times)
+
+    server.answer = answer
+    endpoint = http(server, journal, in_flight=100, attempts=3)
+    texts = [f"bad {i}" for i in range(40)] + [str(i) for i in range(20)]
+    replies = endpoint.complete_all([ask(text) for text in texts])
+    assert [r.failure for r in replies] == [Failure.server_error] * 40 + [None] * 20
+    assert sum(server.seen[f"bad {i}"] for i in range(40)) == 120
+    assert all(r.text for r in endpoint.complete_all([ask(f"next {i}") for i in range(20)]))
+
+
 def test_a_call_that_alone_is_rejected_for_ever_is_given_up(
     server: Server, journal: Journal, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,7 +158,7 @@ class Calls:
         self._wire: Wire
         self._writer: Writer
         self._flights: set[asyncio.Task[None]] = set()
-        self._alive = self._closed = False
+        self._closed = False
         self._opened_at = math.inf
         """When the first call was about to leave."""
         self._server_error = "none"
@@ -245,7 +245,7 @@ class Calls:
                 call = self.open[request.key] = Call(request)
                 self._ready.append(call)
         if answered:
-            self._alive = True
+            self._served.alive = True
             self._group.known(answered)
         if self._ready and not self._lanes:
             self._open_lanes()
@@ -400,7 +400,7 @@ class Calls:
     def _answered(self, call: Call, reply: Reply) -> int:
         """Returns the tokens that were set aside and not needed."""
         request, prompt, completion = call.request, reply.prompt_tokens, reply.completion_tokens
-        self._alive, self._given_up = True, 0
+        self._served.alive, self._given_up = True, 0
         if prompt:
             self._served.ratio.saw(request.chars, prompt)
         spent, unused = call.most, 0
@@ -444,7 +444,7 @@ class Calls:
         # A call that was first tried before the last answer says nothing about the server: whatever fails for ever comes last.
         self._given_up += call.began > self._answered_at
         # Once the server has answered anything, a row of requests that it finds wrong is no sign of its death.
-        if self._given_up >= DEAD_AFTER and (failure not in ALIKE or not self._alive):
+        if self._given_up >= DEAD_AFTER and (failure not in ALIKE or not self._served.alive):
             self._stop(f"The server failed {self._given_up} calls in a row ({error})", lane)
 
     def _is_hopeless(self, call: Call, now: float) -> bool:
@@ -477,7 +477,7 @@ class Calls:
             self._stop(f"The server asks not to be called before {when}", None, "start again after that time: ")
         elif refused > limits.LONGEST_WAIT_S:
             self._stop(f"The server has rejected every call for {refused:.0f} s because of its rate limit", None)
-        elif down > (limits.LONGEST_WAIT_S if self._alive else limits.FIRST_CONTACT_S):
+        elif down > (limits.LONGEST_WAIT_S if self._served.alive else limits.FIRST_CONTACT_S):
             self._stop(f"No call was answered for {down:.0f} s; the last error was: {self._server_error}", None)
 
     def _stop(self, what: str, lane: Lane | None, cure: str = "") -> None:

@@ -33,6 +33,8 @@ class Served:
         self.ratio = Ratio()
         self.limit_name = "max_tokens"
         """What this server calls the limit on reply tokens."""
+        self.alive = False
+        """Whether it has ever answered."""
 
 
 class Call:
