@@ -383,6 +383,21 @@ def test_calls_that_fail_for_ever_neither_take_the_server_out_nor_end_the_next_r
     assert all(r.text for r in endpoint.complete_all([ask(f"next {i}") for i in range(20)]))
 
 
+def test_a_run_with_nothing_left_but_calls_that_fail_for_ever_comes_to_its_end(
+    server: Server, journal: Journal, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started again when all others are in the journal: no answer will come that speaks for the server."""
+    monkeypatch.setattr(limits, "COOL_DOWN_S", 1e6)
+
+    async def answer(text: str, times: int) -> web.StreamResponse:
+        return web.Response(status=500)
+
+    server.answer = answer
+    replies = http(server, journal, in_flight=8, attempts=3).complete_all([ask(str(i)) for i in range(30)])
+    assert [r.failure for r in replies] == [Failure.server_error] * 30
+    assert all(server.seen[str(i)] == 3 for i in range(30))
+
+
 def test_a_call_that_alone_is_rejected_for_ever_is_given_up(
     server: Server, journal: Journal, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,7 +503,7 @@ def test_what_an_earlier_round_left_does_not_count_against_a_server(server: Serv
     """The last calls of a round failed, and a long while later the same key and address are asked again."""
 
     async def answer(text: str, times: int) -> web.StreamResponse:
-        return too_many(status=500) if text.startswith("poison") else await server.echo(text, times)
+        return too_many(status=503) if text.startswith("poison") else await server.echo(text, times)
 
     server.answer = answer
     endpoint = http(server, journal, in_flight=1, attempts=4)

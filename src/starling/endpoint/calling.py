@@ -368,11 +368,14 @@ class Calls:
             lane.flow.limited(sent, now)
         if landing.failure is Failure.rate_limited and lane.key.limited(sent, landing.wait_s, now):
             self._group.note(f"{lane.key.name or 'the server'} asks to wait for {lane.key.parked_until - now:.0f} s")
-        if landing.failure in (Failure.connection, Failure.timeout, Failure.server_error):
+        # A server that answers 500 is there, and the request was too much for it: where it is the only one, leaving it out would
+        # help nobody, and the call's attempts decide.
+        there = status == 500 and len(self._served.hosts.all) == 1
+        if landing.failure in (Failure.connection, Failure.timeout, Failure.server_error) and not there:
             self._server_error = landing.stored.error[:200]
             if host.failed(min(call.began, sent), sent, now):
                 self._group.note(f"{host.url} is left out for a while: {landing.stored.error[:80]}")
-        elif status:
+        elif status and not there:
             host.answered(now)
 
     # ── landed ───────────────────────────────────────────────────────────────────────────────────────────────────────

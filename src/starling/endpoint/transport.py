@@ -97,10 +97,8 @@ class Wire:
         self, status: int, body: str, error: str, failure: Failure | None, left: bool, asked_s: float, began: float
     ) -> Landing:
         for secret in self._secrets:
-            error = error.replace(secret, "[key]")
-            # Short keys are placeholders such as "EMPTY", which may well occur in a reply.
-            if status != 200 or len(secret) >= 8:
-                body = body.replace(secret, "[key]")
+            if len(secret) >= 8:  # short ones are placeholders such as "EMPTY", which may well occur in a text
+                error, body = error.replace(secret, "[key]"), body.replace(secret, "[key]")
         ended = time.monotonic()
         stored = StoredReply(status=status, body=body, error=storable(error), latency_s=ended - began, sent=left)
         return Landing(stored, failure, asked_s, began, ended)

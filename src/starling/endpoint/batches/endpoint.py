@@ -176,7 +176,7 @@ class _Work:
 
     def _clean(self, text: str) -> str:
         """Servers quote keys in their errors; ours goes nowhere."""
-        return text.replace(self._secret, "[key]") if self._secret else text
+        return text.replace(self._secret, "[key]") if self._secret and len(self._secret) >= 8 else text
 
     # ── what earlier processes left ──────────────────────────────────────────────────────────────────────────────────
 
