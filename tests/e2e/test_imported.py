@@ -65,7 +65,7 @@ def test_a_reward_model_on_imported_rankings(
     capsys.readouterr()
     assert cli.call(["status", str(file), "--json"]) == 0
     states = {row["stage"]: row["state"] for row in json.loads(capsys.readouterr().out)}
-    assert states == dict.fromkeys(states, "unused") | {"reward": "done"}
+    assert states == dict.fromkeys(states, "unused") | {"reward": "done", "publish": "missing"}
 
 
 def test_the_file_itself_gives_the_same_model(rankings: Path, tmp_path: Path, backbone: Callable[..., Path]) -> None:
