@@ -138,6 +138,26 @@ def test_a_two_way_reply_that_contradicts_itself_is_a_failure() -> None:
     assert parse("Good natured: yes\n('A', 'B'): B\nRanking: ['A', 'B']", 2) == Failure("ranking contradicts the only pair")
 
 
+@pytest.mark.parametrize("grammar", Grammar)
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "A vs B -> A; C vs G -> G\nG > C > A > B > E > D > F",  # reasons over pairs first
+        "1 vs 2 -> 1; 3 vs 7 -> 7\n[7] > [3] > [1] > [2] > [5] > [4] > [6]",
+        "I'm sorry, but I can't rank these responses.",
+        "Good natured: yes\n('G', 'C'): G\nRanking: ['G', 'C', 'A'",  # cut off
+        "#### Output for Text 1\nRating: 5\nRationale: good\n\nmore\n#### Output for Text 2\nRating: 4",
+        "Good natured: yes\nRanking: ['A', 'B', 'C', 'D', 'E', 'F']",  # six of seven
+        "Good natured: yes\nScore: high",
+        "Good natured: yes\nScore: 11",
+    ],
+)
+def test_what_other_parsers_silently_repair_is_a_failure(grammar: Grammar, reply: str) -> None:
+    """rank_llm 0.25.7 and distilabel 1.5.3 make a ranking or ratings of each of these shapes."""
+    fewest, most = FORMS[grammar].sizes if grammar in FORMS else (2, 12)
+    assert isinstance(parse(reply, min(max(7, fewest), most), grammar), Failure)
+
+
 @pytest.mark.parametrize("k", [-1, 0, 1, 13])
 def test_k_out_of_range_is_the_callers_mistake(k: int) -> None:
     with pytest.raises(ValueError, match="k must be 2"):
