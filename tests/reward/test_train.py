@@ -139,17 +139,20 @@ def test_non_finite_loss_names_the_prompts(
     backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rankings(8)
-    original = module.score_rankings
+    encoded: dict[str, Any] = {}
+    originals = module.encode_rankings, module.score_groups
 
-    def breaks(head: Any, rankings: Any, pad_id: int) -> Any:
-        scores_BK, present_BK = original(head, rankings, pad_id)
-        return (
-            (scores_BK * torch.nan, present_BK)
-            if rows[5].prompt.id in [r.prompt_id for r in rankings]
-            else (scores_BK, present_BK)
-        )
+    def encode(*args: Any) -> Any:
+        rankings = originals[0](*args)
+        encoded.update({r.prompt_id: r.answers for r in rankings})
+        return rankings
 
-    monkeypatch.setattr(module, "score_rankings", breaks)
+    def score(head: Any, groups: Any, pad_id: int) -> Any:
+        scores_BK, present_BK = originals[1](head, groups, pad_id)
+        return scores_BK * (torch.nan if encoded[rows[5].prompt.id] in groups else 1.0), present_BK
+
+    monkeypatch.setattr(module, "encode_rankings", encode)
+    monkeypatch.setattr(module, "score_groups", score)
     with pytest.raises(TrainingError, match=r"The loss is nan.*step 1"):
         run(tmp_path, backbone("llama"), rows, [], micro_tokens=1)
     assert json.loads((tmp_path / "work-out" / "non_finite.json").read_text()) == {"step": 1, "prompt_ids": [rows[5].prompt.id]}

@@ -13,10 +13,27 @@ Shapes: B rankings, K answers (padded at the end), P pairs of slots j < k.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
 from starling.losses.masked import LossOutputs, masked_mean, masked_sum, masked_variance
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is known of the order of B rankings, e.g. Targets(rank_BK=[[1, 2, 2, 4]], present_BK=[[True] * 4]).
+
+    Slots are in the order of the ranking, best first; absent slots come last.
+    """
+
+    rank_BK: torch.Tensor  # int64 competition ranks, 1 = best, equal ones are ties; 0 in absent slots
+    present_BK: torch.Tensor  # bool; True means the slot holds an answer
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on another device."""
+        return Targets(self.rank_BK.to(device), self.present_BK.to(device))
 
 
 def plackett_luce(

@@ -1,7 +1,7 @@
 """Scores of many conversations: rows of like length share a forward pass, so that little of it is padding.
 
 The order in which conversations are given and the batches they fall into change a score by floating-point rounding only.
-Shapes: N rows.
+Shapes: N rows, B groups of up to K rows.
 """
 
 from __future__ import annotations
@@ -53,6 +53,18 @@ def score_rows(head: ScalarHead, rows: Sequence[Encoded], pad_id: int, batch_tok
         parts.append(head.rewards(padded.ids_BT, padded.mask_BT, padded.last_B))
     order_U = torch.tensor([i for batch in passes for i in batch], device=device)
     return torch.cat(parts)[order_U.argsort()][where_N]
+
+
+def score_groups(head: ScalarHead, groups: Sequence[Sequence[Encoded]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of groups of conversations that share a prompt, e.g. rankings; gradients flow if they are on.
+
+    Returns:
+        scores_BK in fp32, 0 in absent slots, and present_BK, True where a group has a conversation; slots in the order given.
+    """
+    scores_N = score_rows(head, [row for group in groups for row in group], pad_id)
+    sizes_B = torch.tensor([len(group) for group in groups], device=scores_N.device)
+    present_BK = torch.arange(int(sizes_B.max()), device=scores_N.device) < sizes_B[:, None]
+    return torch.zeros(present_BK.shape, device=scores_N.device).masked_scatter(present_BK, scores_N), present_BK
 
 
 def score_conversations(

@@ -26,7 +26,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,30 +35,18 @@ import torch
 from starling.config import RewardSection
 from starling.errors import InputError, TrainingError
 from starling.losses.masked import LossOutputs
-from starling.losses.ranking import LOSSES
-from starling.models.encode import Encoded, Encoder
+from starling.models.encode import Encoder
 from starling.models.load import load_backbone_as_scalar, load_tokenizer, longest_input, save_folder
 from starling.models.scalar_head import ScalarHead
-from starling.models.score import score_rows
+from starling.models.score import score_groups
 from starling.progress import SILENT, Progress
 from starling.records import RankedPrompt, content_hash
+from starling.reward.batches import EncodedRanking, encode_rankings
+from starling.reward.objective import Objective
 from starling.training import checkpoint, plan
 from starling.training.loop import apply_step, make_accelerator, make_optimizer, set_determinism
 
 LOGGED = ("pair_accuracy", "top1", "margin")  # means over rankings: those of micro-batches add up
-
-
-@dataclass(frozen=True)
-class EncodedRanking:
-    """The conversations of one ranked prompt, best answer first, cut to max_length; at least two."""
-
-    prompt_id: str
-    answers: tuple[Encoded, ...]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of its longest conversation."""
-        return max(len(a.ids) for a in self.answers)
 
 
 def train(
@@ -123,33 +110,6 @@ def train(
     }
 
 
-def encode_rankings(
-    rows: Sequence[RankedPrompt], encoder: Encoder, settings: RewardSection, counts: Counter[str]
-) -> list[EncodedRanking]:
-    """Rankings as token ids, every answer with its whole conversation.
-
-    `counts` gains how many answers went in whole, prompt_cut, answer_cut or dropped. A ranking that loses an answer keeps
-    the order of the others; one with fewer than two left is not returned.
-    """
-    encoded = iter(encoder.conversations([(row.prompt.messages, a.answer, True) for row in rows for a in row.answers]))
-    rankings = []
-    for row in rows:
-        fitted = [encoder.fit(next(encoded), settings.over_long) for _ in row.answers]
-        counts.update(how for _, how in fitted)
-        answers = tuple(answer for answer, _ in fitted if answer is not None)
-        if len(answers) >= 2:
-            rankings.append(EncodedRanking(row.prompt.id, answers))
-    return rankings
-
-
-def score_rankings(head: ScalarHead, rankings: Sequence[EncodedRanking], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """scores_BK (0 in absent slots) and present_BK, True where a slot holds an answer."""
-    scores_N = score_rows(head, [a for r in rankings for a in r.answers], pad_id)
-    sizes_B = torch.tensor([len(r.answers) for r in rankings], device=scores_N.device)
-    present_BK = torch.arange(int(sizes_B.max()), device=scores_N.device) < sizes_B[:, None]
-    return torch.zeros(present_BK.shape, device=scores_N.device).masked_scatter(present_BK, scores_N), present_BK
-
-
 class _Trainer:
     """The loop: everything that changes is in the checkpoint, everything else follows from the arguments."""
 
@@ -170,7 +130,7 @@ class _Trainer:
         self.pad_id = pad_id
         self.settings = settings
         self.work = work
-        self.loss = LOSSES[settings.loss]
+        self.objective = Objective(settings, seed)
         self.plan = plan.steps(len(rankings), settings.rankings_per_step, settings.epochs, seed)
         self.optimizer, self.scheduler = make_optimizer(head, settings.optimizer, len(self.plan))
         # where the files lie does not change the weights; what is in them does
@@ -201,13 +161,14 @@ class _Trainer:
     def _step(self, step: int) -> dict[str, Any]:
         """One optimiser step; returns its line of the log."""
         chosen = self.plan[step - 1]
+        whole = [self.rankings[i] for i in chosen]
         lengths = [r.longest for r in self.rankings]
         sizes = [len(r.answers) for r in self.rankings]
         rate = self.scheduler.get_last_lr()[0]
         micro = plan.micro_batches(chosen, lengths, self.settings.micro_tokens, sizes)
         totals = dict.fromkeys(("loss", *LOGGED), 0.0)
         for batch in micro:
-            outputs = self._outputs([self.rankings[i] for i in batch], normaliser=len(chosen))
+            outputs = self._outputs([self.rankings[i] for i in batch], step, self.objective.normaliser(whole))
             loss = float(outputs.loss.detach())
             if not math.isfinite(loss):
                 self._refuse(step, batch, f"The loss is {loss}")
@@ -223,9 +184,10 @@ class _Trainer:
             self._refuse(step, chosen, error.what)
         return {"step": step, **totals, "learning_rate": rate, "grad_norm": norm}
 
-    def _outputs(self, rankings: Sequence[EncodedRanking], normaliser: int) -> LossOutputs:
-        scores_BK, present_BK = score_rankings(self.head, rankings, self.pad_id)
-        return self.loss(scores_BK, present_BK, normaliser=normaliser)
+    def _outputs(self, rankings: Sequence[EncodedRanking], step: int, normaliser: float) -> LossOutputs:
+        selected = [self.objective.select(ranking, step) for ranking in rankings]
+        scores_BK, _ = score_groups(self.head, [r.answers for r in selected], self.pad_id)
+        return self.objective(scores_BK, self.objective.targets(selected, step).to(scores_BK.device), normaliser)
 
     def _refuse(self, step: int, batch: Sequence[int], what: str) -> None:
         """Say which prompts it happened on, and stop."""
@@ -241,13 +203,16 @@ class _Trainer:
         if not self.held_out:
             return
         lengths, sizes = [r.longest for r in self.held_out], [len(r.answers) for r in self.held_out]
-        scored = []
+        scored: list[torch.Tensor] = []
+        order: list[int] = []
         for batch in plan.micro_batches(range(len(self.held_out)), lengths, self.settings.micro_tokens, sizes):
-            scored.append(score_rankings(self.head, [self.held_out[i] for i in batch], self.pad_id))
-        width = max(scores_BK.shape[1] for scores_BK, _ in scored)
-        scores_BK = torch.cat([_widened(s, width) for s, _ in scored])
-        present_BK = torch.cat([_widened(p, width) for _, p in scored])
-        outputs = self.loss(scores_BK, present_BK)
+            scored.append(score_groups(self.head, [self.held_out[i].answers for i in batch], self.pad_id)[0])
+            order += batch
+        width = max(scores_BK.shape[1] for scores_BK in scored)
+        scores_BK = torch.cat([_widened(s, width) for s in scored])
+        whole = [self.held_out[i] for i in order]
+        targets = self.objective.targets(whole, 0).to(scores_BK.device)
+        outputs = self.objective(scores_BK, targets, self.objective.normaliser(whole))
         self.validation = {"loss": float(outputs.loss), **{name: float(value) for name, value in outputs.metrics.items()}}
         self.statistics = self.validation["score_mean"], self.validation["score_std"]
 
@@ -290,7 +255,7 @@ def _digest(rankings: Sequence[EncodedRanking]) -> str:
 
 
 def _widened(values_BK: torch.Tensor, width: int) -> torch.Tensor:
-    """Zeros (False) appended to `width` slots."""
+    """Zeros appended to `width` slots."""
     return torch.nn.functional.pad(values_BK, (0, width - values_BK.shape[1]))
 
 
