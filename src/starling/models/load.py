@@ -35,6 +35,33 @@ def load_tokenizer(path: Path | str) -> Any:
     return _from_folder(AutoTokenizer, path, "tokenizer")
 
 
+def load_config(path: Path | str) -> Any:
+    """The config of a model folder.
+
+    Raises:
+        InputError: the folder or its config is missing or unreadable.
+    """
+    return _from_folder(AutoConfig, path, "model configuration")
+
+
+def reward_class(config: Any) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The *ForSequenceClassification of a config: its name, and the shapes of its weights by name; none is in memory.
+
+    Raises:
+        InputError: transformers has no such class for it.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise InputError(
+            f"transformers has no sequence classifier for model_type {config.model_type!r}",
+            where="the model's config",
+            cure="use a model of the llama family",
+        ) from error
+    return type(model).__name__, {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
 def load_causal(path: Path | str) -> Any:
     """The language model of a local folder, in fp32, in evaluation mode.
 
@@ -59,9 +86,8 @@ def load_scalar(path: Path | str, base: Path | None = None, dtype: torch.dtype =
     if is_adapter(path):
         head = ScalarHead(_merged(Path(path), base, dtype).eval())
     else:
-        config = _from_folder(AutoConfig, path, "model configuration")
-        classifies = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
-        if config.num_labels > (1 if classifies else 2):  # a backbone's config says 2 unless it says something
+        config = load_config(path)
+        if config.num_labels > 2:  # 2 is what transformers fills in where a config says nothing
             raise InputError(
                 f"A reward model has one output, this one has {config.num_labels}",
                 where=str(path),
@@ -189,7 +215,15 @@ def _classifier(path: Path | str, config: Any, dtype: torch.dtype = torch.float3
         dtype=dtype,
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # named here instead; transformers would only refer to its log
     )
+    wrong = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in sorted(info["mismatched_keys"])]
+    if wrong:
+        raise InputError(
+            f"The weights are not those of a model with one output and this config: {'; '.join(wrong[:4])}",
+            where=str(path),
+            cure="name a *ForSequenceClassification with num_labels = 1, complete and with its own config",
+        )
     return model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
 
