@@ -21,11 +21,12 @@ WORDS = ["hello", "there", "what", "is", "two", "and", "three", "a", "cat", "dog
 
 
 def llama_tokenizer(byte_fallback: bool = True, chatml: bool = False) -> Any:
-    """As Llama-2's: <unk> 0, <s> 1, </s> 2, blanks as ▁, one <s> added in front. As Yi's: the same without it, <|im_…|> instead."""
+    """As Llama-2's: <unk> 0, <s> 1, </s> 2, blanks as ▁, one <s> added in front. As Yi's: without it, with <|im_…|>."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *sorted({c for w in WORDS for c in w}), *"[]INST/"]
+    letters = sorted({c for word in WORDS for c in word} | set("[]INST/"))
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *letters]
     merges: list[tuple[str, str]] = []
     for word in WORDS:
         left = "▁"
@@ -183,7 +184,8 @@ def test_shards_hold_the_same_and_no_more_than_asked(seven: tuple[Any, ...], tmp
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
     index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in whole.values())
-    assert score_conversations(tmp_path / "parts", CONVERSATIONS[:2]) == score_conversations(tmp_path / "whole", CONVERSATIONS[:2])
+    two = CONVERSATIONS[:2]
+    assert score_conversations(tmp_path / "parts", two) == score_conversations(tmp_path / "whole", two)
     assert load_scalar(tmp_path / "parts").statistics == {}
     assert "Mean and standard deviation of its scores: unknown" in (tmp_path / "parts" / "README.md").read_text()
 
@@ -279,9 +281,7 @@ def changed(model: CardModel, name: str) -> dict[str, Any]:
         ("no tensor", "no state dict: step is no tensor"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
-    name: str, said: str, seven: tuple[Any, ...], tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(name: str, said: str, seven: tuple[Any, ...], tmp_path: Path) -> None:
     torch.save(changed(seven[0], name), tmp_path / "rm.pt")
     with pytest.raises(InputError, match=said):
         export(tmp_path / "rm.pt", tmp_path / "out", base=seven[3])

@@ -23,6 +23,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,7 +110,7 @@ def export(
 
     Raises:
         UsageError: `out` holds something, or there is no such template.
-        InputError: the source is none of these, is damaged, or misses a weight, has one too many or one of a wrong shape; names it.
+        InputError: the source is none of these, is damaged, or has a weight too few, too many or of a wrong shape.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("There is something already", where=str(out), cure="name a new folder")
@@ -186,7 +187,8 @@ def place(
     if len(bare) < len(weights):
         raise InputError("Two weights have the same name without their wrappers", where=where, cure="export it again")
     placed: dict[str, Weight] = {}
-    left_out, unknown = [], []
+    left_out: list[str] = []
+    unknown: list[str] = []
     for name, weight in bare.items():
         target = _target(name, expected)
         if target is None:
@@ -226,7 +228,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _target(name: str, expected: Mapping[str, Any]) -> str | None:
-    """The place of a public name in the standard layout: v_head.weight → score.weight, transformer.norm.weight → model.norm.weight."""
+    """The place of a public name in the standard layout: transformer.norm.weight → model.norm.weight, v_head → score."""
     if name == _HEAD:
         return "score.weight"
     for trunk in _TRUNKS:
@@ -356,7 +358,11 @@ def _torch_file(path: Path) -> dict[str, Weight]:
     odd = [name for name, value in held.items() if not isinstance(value, torch.Tensor)] if isinstance(held, dict) else ["it"]
     if odd:
         raise InputError(f"The torch file is no state dict: {odd[0]} is no tensor", where=str(path), cure="name the right file")
-    return {name: Weight(tuple(t.shape), t.numel() * t.element_size(), lambda t=t: t) for name, t in held.items()}
+    return {name: Weight(tuple(t.shape), t.numel() * t.element_size(), partial(_itself, t)) for name, t in held.items()}
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -408,9 +414,7 @@ def _export_adapter(
     progress.start("writing weights", 1)
     save_folder(out, head, tokenizer)
     progress.finish()
-    done = Exported(
-        len(head.model.state_dict()), (), template or "its tokenizer's own", str(tokenizer.pad_token), "float32"
-    )
+    done = Exported(len(head.model.state_dict()), (), template or "its tokenizer's own", str(tokenizer.pad_token), "float32")
     (out / "README.md").write_text(_card(source, base, done), "utf-8")
     return done
 
