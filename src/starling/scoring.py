@@ -66,7 +66,7 @@ class Item:
 
 def read_item(row: Row, file: str | None = None) -> Item:
     """The replies in a row; what is wrong with it is the item's problem, never an exception."""
-    value = row.value or {}
+    value = {name: found for name, found in (row.value or {}).items() if found is not None}  # a column that other rows have
     try:
         if row.value is None:
             raise ValueError(row.problem.replace("_", " "))
