@@ -266,7 +266,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(suffix: str, tmp_path
     assert len(lines) > 50
     part.write_bytes(b"".join(lines[:-3]) + lines[-3][:5])  # killed while it wrote, in the middle of a row
     toy = Toy()
-    assert score_files(lambda: toy, [source], out, "key") == counts
+    progress = Counts()
+    assert score_files(lambda: toy, [source], out, "key", progress=progress) == counts
+    assert progress.done == progress.total == 100
     assert toy.scored < 70, "of 120: what was scored is not scored again"
     assert out.read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
     assert sorted(p.name for p in tmp_path.glob("out*")) == [out.name]

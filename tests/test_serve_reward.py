@@ -354,6 +354,18 @@ def test_a_full_queue_says_come_again_and_a_client_that_left_costs_nothing(monke
     assert model.passes == [1]
 
 
+def test_the_queue_forgets_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_reward, "MAX_WAITING", 50)
+
+    async def run() -> list[int]:
+        async with serving(Slow()) as url, aiohttp.ClientSession() as session:
+            for _ in range(5):
+                await post(session, url, [1] * 30)
+            return [status for status, _ in await asyncio.gather(*(post(session, url, [1] * 10) for _ in range(4)))]
+
+    assert asyncio.run(run()) == [200] * 4
+
+
 def test_a_stopping_server_answers_what_it_has_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_reward, "GATHER_S", 0.3)
 

@@ -246,6 +246,21 @@ def test_no_system_turns_under_the_llama_2_template(seven: tuple[Any, ...], tmp_
     assert set(TEMPLATES) == {"llama-2", "chatml"}
 
 
+def test_the_command(seven: tuple[Any, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from starling.cli import call
+
+    arguments = ["export-reward", str(seven[2]), str(tmp_path / "rm"), "--base", str(seven[3])]
+    assert call([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "out": str(tmp_path / "rm"), "weights": 21, "left_out": ["model.lm_head.weight"], "template": "llama-2",
+        "pad_token": "<unk>", "dtype": "float32",
+    }  # fmt: skip
+    assert call(arguments) == 2
+    assert "something already" in capsys.readouterr().err
+    assert call([*arguments[:2], str(tmp_path / "b"), *arguments[3:], "--template", "chatml"]) == 0
+    assert "template chatml, pad token <unk>; left out: model.lm_head.weight" in capsys.readouterr().out
+
+
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
