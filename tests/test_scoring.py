@@ -116,6 +116,8 @@ def test_lines_that_are_no_rows() -> None:
 class Toy:
     """Reward: characters of prompt and reply, beyond 90 infinite. A prompt with the word "system" is refused."""
 
+    rows_at_once = 10
+
     def __init__(self, dies_after: int | None = None) -> None:
         self.scored = 0
         self._dies_after = dies_after
@@ -252,8 +254,7 @@ def test_files_in_and_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("starling.scoring.score_items", lambda *a, **k: score_items(*a, **k, window=10))
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(suffix: str, tmp_path: Path) -> None:
     rows = [row for i, row in enumerate(toy_rows(140)) if i % 7 not in (2, 3)]  # 100 rows, 160 replies, 100 of them scored
     source = write_jsonl(tmp_path / "rows.jsonl", rows)
     counts = score_files(Toy, [source], tmp_path / f"whole{suffix}", "key")

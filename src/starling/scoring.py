@@ -33,15 +33,17 @@ from starling.rows import Row, count_rows, files_of, read_rows
 if TYPE_CHECKING:
     from starling.models.encode import Encoded
 
-WINDOW_ROWS = 2048
 WINDOW_CHARACTERS = 1 << 24
-"""Rows are read, scored and written in windows of at most so many rows and about so many characters."""
+"""Rows are read, scored and written in windows of about so many characters, and of so many rows as the model wants."""
 
 Reply = tuple[Messages, str]
 
 
 class Model(Protocol):
     """What scores; `models.scorer.Scorer` is one."""
+
+    @property
+    def rows_at_once(self) -> int: ...
 
     def encode(self, conversations: Sequence[Reply]) -> list[Encoded]: ...
 
@@ -140,7 +142,7 @@ def score_items(
     *,
     strict: bool = False,
     progress: Progress = SILENT,
-    window: int = WINDOW_ROWS,
+    window: int | None = None,
 ) -> Iterator[Score]:
     """The scores of all replies of all items, in their order; one window of items is in memory.
 
@@ -149,12 +151,12 @@ def score_items(
         items: from `read_item`.
         strict: stop at the first item that cannot be read.
         progress: advanced by one per item, already started.
-        window: most items at a time.
+        window: most items at a time; if None, what the model wants.
 
     Raises:
         InputError: with `strict`, an item cannot be read; what came before its window is scored.
     """
-    for some in _windows(items, window):
+    for some in _windows(items, window or model.rows_at_once):
         problems = [_refused(item) for item in some if item.problem]
         if strict and problems:
             raise problems[0]
@@ -315,7 +317,7 @@ def write_scores(path: Path, scores: Callable[[int], Iterable[Score]], key: str,
         part.write_bytes(b"")
         note.write_text(key, "utf-8")
     done = _whole_rows(part, tally)
-    with part.open("a", encoding="utf-8", buffering=1) as file:  # by lines: a kill costs the row that is being scored
+    with part.open("a", encoding="utf-8", buffering=1) as file:  # by lines: a kill costs the window that is being scored
         for score in scores(done):
             tally.add(score)
             file.write(as_json(score) + "\n")

@@ -22,6 +22,9 @@ from starling.records import Messages
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GPU_TOKENS = 16_384
+"""Padded tokens of a pass on a GPU."""
+ROWS_AT_ONCE = {"cpu": 64, "cuda": 2048}
+"""Rows that `starling score` hands over at a time: many where like lengths are looked for, few where a kill costs them all."""
 
 
 def _nothing(done: int) -> None:
@@ -47,6 +50,11 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.head.to(self.device)
         self.encoder = Encoder(tokenizer, max_length=longest_input(self.head.model, tokenizer) or 2**31)
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows to hand over at a time."""
+        return ROWS_AT_ONCE[self.device.type]
 
     @property
     def max_length(self) -> int:
