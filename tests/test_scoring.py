@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from starling import cli
-from starling.errors import InputError
+from starling.errors import InputError, UsageError
 from starling.models.encode import Encoded
 from starling.progress import Progress
 from starling.records import Message, Score, prompt_id
@@ -251,6 +251,9 @@ def test_files_in_and_out(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl.gz", "c.parquet", "out.jsonl", "out.parquet"]
     with pytest.raises(InputError, match=r"\.jsonl or \.parquet"):
         score_files(Toy, files, tmp_path / "out.csv", "key")
+    with pytest.raises(UsageError, match="one of the files to read"):
+        score_files(Toy, [tmp_path], tmp_path / "out.jsonl", "key")
+    assert read_scores(tmp_path / "out.jsonl") == found
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

@@ -21,7 +21,7 @@ import pytest
 from aiohttp import web
 
 from starling import serve_reward
-from starling.errors import UsageError
+from starling.errors import InputError, UsageError
 from starling.models.encode import Encoded
 from starling.records import Message
 from starling.serve_reward import RewardServer, check_host
@@ -273,6 +273,8 @@ class Slow:
         self.max_length = 100
 
     def encode(self, conversations: Sequence[tuple[tuple[Message, ...], str]]) -> list[Encoded]:
+        if any(m.role == "system" for messages, _ in conversations for m in messages):
+            raise InputError("This template has no system turn", where="here", cure="drop it")
         return [self.encode_text(text) for _, text in conversations]
 
     def encode_text(self, text: str) -> Encoded:
@@ -352,6 +354,20 @@ def test_a_full_queue_says_come_again_and_a_client_that_left_costs_nothing(monke
     assert full == (503, "The server has more to do than it can queue; come again")
     assert well == (200, [20.0])
     assert model.passes == [1]
+
+
+def test_what_the_template_refuses_is_the_clients_error() -> None:
+    async def run() -> tuple[int, Any]:
+        body = {"messages": [{"role": "system", "content": "be short"}, *CHAT]}
+        async with (
+            serving(Slow()) as url,
+            aiohttp.ClientSession() as session,
+            session.post(url + "/classify", json=body) as answer,
+        ):
+            return answer.status, await answer.json()
+
+    status, found = asyncio.run(run())
+    assert (status, found["error"]["message"]) == (400, "This template has no system turn")
 
 
 def test_the_queue_forgets_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import ValidationError
 
 from starling.chat import from_transcript, is_transcript, read_turns
-from starling.errors import InputError
+from starling.errors import InputError, UsageError
 from starling.progress import SILENT, Progress
 from starling.records import Message, Messages, Score, content_hash, prompt_id
 from starling.rows import Row, count_rows, files_of, read_rows
@@ -385,9 +385,12 @@ def score_files(
         progress: started and finished here.
 
     Raises:
+        UsageError: `out` is one of the files.
         InputError: a file cannot be read, or a row cannot (after all others are scored, if not `strict`).
     """
     paths = files_of(list(files))
+    if out.resolve() in [path.resolve() for path in paths]:
+        raise UsageError("The output is one of the files to read", where=str(out), cure="name another --out")
     stamps = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     progress.start("scoring rows", sum(count_rows(path) for path in paths))
 

@@ -47,7 +47,7 @@ def score(
     A row has messages, or prompt and response, or prompt and answers (Nectar), or chosen and rejected."""
     from starling import interact, scoring
     from starling.errors import UsageError
-    from starling.progress import RichProgress
+    from starling.progress import SILENT, RichProgress
     from starling.rows import files_of, line_rows, read_rows
 
     folder = interact.model_folder(path, "reward")
@@ -66,9 +66,14 @@ def score(
     else:
         items = (scoring.read_item(row) for row in line_rows(sys.stdin.buffer))
     tally = scoring.Tally()
-    for found in scoring.score_items(_scorer(folder, base, dtype), items, strict=strict):
-        tally.add(found)
-        print(scoring.as_json(found))
+    progress = RichProgress() if sys.stderr.isatty() and not sys.stdout.isatty() else SILENT
+    progress.start("scoring rows", 0)
+    try:
+        for found in scoring.score_items(_scorer(folder, base, dtype), items, strict=strict, progress=progress):
+            tally.add(found)
+            print(scoring.as_json(found))
+    finally:
+        progress.finish()
     tally.check()
 
 

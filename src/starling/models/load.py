@@ -125,7 +125,7 @@ def load_backbone_as_scalar(path: Path | str, seed: int, tokenizer: Any = None) 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model, _, _ = _classifier(path, _without_dropout(_scalar_config(path)))
-        give_pad_token(model, tokenizer)
+        _give_pad_token(model, tokenizer)
     head = ScalarHead(model.eval())
     _check_pooling(head)
     return head
@@ -273,7 +273,7 @@ def _without_dropout(config: Any) -> Any:
     return config
 
 
-def give_pad_token(model: Any, tokenizer: Any) -> None:
+def _give_pad_token(model: Any, tokenizer: Any) -> None:
     """Pad ≠ end, in the tokenizer and in the config: transformers finds the scored token by it."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
