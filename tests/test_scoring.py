@@ -342,6 +342,22 @@ def test_the_same_bits_in_any_order_window_and_company(reward_model: Path) -> No
     assert alone["long", 0] == pytest.approx(plain[0], abs=1e-5)
 
 
+def test_on_a_gpu_like_lengths_share_a_pass_and_the_scores_are_the_same_to_rounding(reward_model: Path) -> None:
+    import torch
+
+    from starling.models.scorer import Scorer
+
+    scorer = Scorer(reward_model)
+    rows = scorer.encode([(HELLO, "cat " * (i * 7 % 30 + 1)) for i in range(60)])
+    alone = scorer.score(rows)
+    told: list[int] = []
+    scorer.device = torch.device("cuda")  # decides how rows are grouped; the weights stay where they are
+    together = scorer.score(rows, told.append)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert sum(told) == 60
+    assert len(told) < 10
+
+
 def test_the_command_reads_files_and_writes_one(reward_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": "hello", "response": "a cat"}, {"prompt": "hello", "chosen": "a cat", "rejected": "a dog"}]
     source = write_jsonl(tmp_path / "rows.jsonl", rows)

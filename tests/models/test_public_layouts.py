@@ -15,6 +15,7 @@ from starling.errors import InputError, UsageError
 from starling.models.load import load_scalar, load_tokenizer, save_folder
 from starling.models.public_layouts import TEMPLATES, export, place, read_weights
 from starling.models.score import score_conversations
+from starling.models.scorer import Scorer
 from starling.records import Message
 
 WORDS = ["hello", "there", "what", "is", "two", "and", "three", "a", "cat", "dog", "five"]
@@ -382,9 +383,14 @@ def test_an_adapter_is_merged_and_exported(
     export(folder, tmp_path / "rm", base=backbone("llama"))
     found = score_conversations(tmp_path / "rm", [(user("hello"), "a cat", True), (user("hello"), "a dog and a cow", True)])
     assert found == pytest.approx(expected, abs=2e-5)
+    scorer = Scorer(folder)  # its own settings name the base, which has the tokenizer
+    assert scorer.score(scorer.encode([(user("hello"), "a cat")])) == pytest.approx(expected[:1], abs=2e-5)
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "someone/llama"}))
-    with pytest.raises(InputError, match="--base DIR"):
+    with pytest.raises(InputError, match=r"'someone/llama' is no folder here.*--base DIR"):
+        load_scalar(folder)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
         load_scalar(folder)
 
 

@@ -6,6 +6,7 @@ Dropout is set to 0 for a model that is trained by preference (its loss compares
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,17 @@ def load_tokenizer(path: Path | str) -> Any:
         InputError: the folder or its tokenizer is missing or unreadable.
     """
     return _from_folder(AutoTokenizer, path, "tokenizer")
+
+
+def load_reward_tokenizer(path: Path | str, base: Path | None = None) -> Any:
+    """The tokenizer that belongs to a reward model; an adapter without one of its own has its base's.
+
+    Raises:
+        InputError: there is none, or it is unreadable.
+    """
+    if not is_adapter(path) or (Path(path) / "tokenizer_config.json").is_file():
+        return load_tokenizer(path)
+    return load_tokenizer(_base_of(Path(path), base))
 
 
 def load_config(path: Path | str) -> Any:
@@ -227,6 +239,22 @@ def _classifier(path: Path | str, config: Any, dtype: torch.dtype = torch.float3
     return model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
 
+def _base_of(path: Path, base: Path | None) -> Path:
+    """The folder of an adapter's base model: the one given, else the one that the adapter names."""
+    try:
+        named = json.loads((path / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"adapter_config.json is damaged: {error}", where=str(path), cure="copy the folder again") from None
+    folder = base or Path(str(named))
+    if not folder.is_dir():
+        raise InputError(
+            f"The adapter's base model {str(base or named)!r} is no folder here",
+            where=str(path),
+            cure="download it and name its folder: --base DIR",
+        )
+    return folder
+
+
 def _merged(path: Path, base: Path | None, dtype: torch.dtype) -> Any:
     """The classifier of an adapter's base with the adapter merged into it.
 
@@ -235,14 +263,8 @@ def _merged(path: Path, base: Path | None, dtype: torch.dtype) -> Any:
     """
     from peft import PeftConfig, PeftModelForSequenceClassification, load_peft_weights, set_peft_model_state_dict
 
+    folder = _base_of(path, base)
     settings = _from_folder(PeftConfig, path, "adapter configuration")
-    folder = base or Path(str(settings.base_model_name_or_path))
-    if not folder.is_dir():
-        raise InputError(
-            f"The adapter's base model {settings.base_model_name_or_path!r} is no folder here",
-            where=str(path),
-            cure="download it and name its folder: --base DIR",
-        )
     if not (path / "adapter_model.safetensors").is_file():
         raise InputError("The adapter has no adapter_model.safetensors", where=str(path), cure="convert it to safetensors")
     weights = load_peft_weights(str(path), device="cpu")

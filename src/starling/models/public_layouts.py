@@ -37,6 +37,7 @@ from starling.models.load import (
     declare_reward,
     is_adapter,
     load_config,
+    load_reward_tokenizer,
     load_scalar,
     load_tokenizer,
     reward_class,
@@ -402,13 +403,12 @@ def _export_adapter(
 ) -> Exported:
     """Merge an adapter; the whole model is in memory, in fp32."""
     head = load_scalar(source, base)
-    home = source if (source / "tokenizer_config.json").is_file() else base
-    tokenizer = load_tokenizer(home or json.loads((source / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"])
+    tokenizer = load_reward_tokenizer(source, base)
     if template is not None:
         tokenizer.chat_template = TEMPLATES[template]
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise InputError(
-            "The tokenizer has no pad token beside its end token", where=str(home or source), cure="set pad_token in its config"
+            "The tokenizer has no pad token beside its end token", where=str(source), cure="set pad_token in its config"
         )
     head.model.config.get_text_config().pad_token_id = head.model.config.pad_token_id = tokenizer.pad_token_id
     progress.start("writing weights", 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from starling.models.encode import Encoded, Encoder
-from starling.models.load import is_adapter, load_scalar, load_tokenizer, longest_input
+from starling.models.load import load_reward_tokenizer, load_scalar, longest_input
 from starling.models.score import score_rows, similar_lengths
 from starling.records import Messages
 
@@ -45,8 +45,7 @@ class Scorer:
 
     def __init__(self, folder: Path, base: Path | None = None, dtype: str = "float32") -> None:
         self.head = load_scalar(folder, base, DTYPES[dtype])
-        own = not is_adapter(folder) or (folder / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(folder if own or base is None else base)
+        tokenizer = load_reward_tokenizer(folder, base)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.head.to(self.device)
         self.encoder = Encoder(tokenizer, max_length=longest_input(self.head.model, tokenizer) or 2**31)
