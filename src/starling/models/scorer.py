@@ -2,8 +2,9 @@
 
 On a CPU every conversation is a forward pass of its own, so a score depends on that conversation alone, to the last bit
 (on one machine with one number of threads): matrix kernels choose how to add up by the shape of the whole batch. Measured on
-two cores, CPU-seconds against batches of like length: 1.0 times at 100–400 tokens (6M parameters), 1.7 times at 10–60 tokens
-(6M and 29M). On a GPU conversations of like length share a pass, and a score moves by rounding (fp32: about 1e-6) with them.
+two cores (benchmarks/score_alone.py), CPU-seconds against batches of like length: 1.1 times at 100–400 tokens (6M parameters),
+2.0 and 1.6 times at 10–60 tokens (6M, 29M). On a GPU conversations of like length share a pass, and a score moves by rounding
+with them; batches on a CPU move it by up to 5e-7, a GPU was not measured.
 
 Shapes: N conversations.
 """
