@@ -53,14 +53,16 @@ def test_the_commands_are_those_of_the_design(run: Run) -> None:
     listed = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
         "run", "prompts", "respond", "rank", "dataset", "train-reward", "train-policy", "evaluate", "report", "publish",
-        "status", "plan", "chat", "score", "show", "doctor", "import", "audit", "config",
+        "status", "plan", "score", "serve-reward", "export-reward", "chat", "show", "doctor", "import", "audit", "config",
     ]  # fmt: skip
 
 
 def test_no_setting_has_a_flag_of_its_own(run: Run) -> None:
     allowed = {"--help", "--until", "--set", "--json", "--out", "--outcome", "--rows", "--greedy", "--seed", "--html"}
+    allowed |= {"--strict", "--base", "--dtype", "--host", "--port", "--name", "--key-env", "--template"}
     seen: set[str] = set()
     leaves = [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"]]
+    leaves += [["serve-reward"], ["export-reward"]]
     for path in [*leaves, ["audit", "run"], ["audit", "replies"]]:
         _, out, _ = run(*path, "--help")
         seen |= {word.strip(",") for word in out.split() if word.startswith("--")}
@@ -290,10 +292,13 @@ def test_chat_answers_each_line_and_forgets_at_an_empty_one(
     assert out == out[: len(out) // 2] * 2, "the second conversation knows nothing of the first"
 
 
-def scored(monkeypatch: pytest.MonkeyPatch, run: Run, folder: Path, *rows: dict[str, Any] | bytes) -> tuple[int, list[Any], str]:
-    lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
+def scored(
+    monkeypatch: pytest.MonkeyPatch, run: Run, folder: Path, *rows: dict[str, Any] | bytes | str
+) -> tuple[int, list[Any], str]:
+    """`starling score` with these rows on stdin; a str is an option."""
+    lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows if not isinstance(r, str)]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(lines))))
-    code, out, err = run("score", folder)
+    code, out, err = run("score", folder, *(r for r in rows if isinstance(r, str)))
     return code, [json.loads(line) for line in out.splitlines()], err
 
 
@@ -334,10 +339,17 @@ def test_score_reads_every_form_of_a_conversation(run: Run, reward_model: Path, 
     ],
 )
 def test_score_names_the_line_it_cannot_read(run: Run, reward_model: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
-    code, found, err = scored(monkeypatch, run, reward_model, {"prompt": "x", "response": "y"}, line)
-    assert (code, found) == (1, [])
+    good = {"id": "a", "prompt": "x", "response": "y"}
+    code, found, err = scored(monkeypatch, run, reward_model, good, line, {**good, "id": "c"})
+    assert code == 1
     assert "line 2 of the input" in err
     assert err.count("\n") == 1
+    assert [(f["row"], f["outcome"]) for f in found] == [(1, "scored"), (2, "unreadable"), (3, "scored")], "nothing is lost"
+    assert found[0]["reward"] == found[2]["reward"]
+    assert found[1]["problem"] in err
+    code, found, err = scored(monkeypatch, run, reward_model, "--strict", good, line)
+    assert (code, found) == (1, [])
+    assert "line 2 of the input" in err
 
 
 def test_score_wants_a_reward_model(

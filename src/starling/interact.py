@@ -1,24 +1,22 @@
-"""Using what a run has made: talk to a policy, score conversations, look into an artifact.
+"""Using what a run has made: talk to a policy, find a model, look into an artifact.
 
 Layer: beside the stages; `starling.cli` calls it. torch is imported when a model is loaded.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from starling.artifacts import MANIFEST, Artifact, open_artifact
-from starling.chat import from_transcript, is_transcript
 from starling.errors import InputError, UsageError
 from starling.journal import Journal
-from starling.records import Message, Messages, ModelRef, Sampling, Score, content_hash
+from starling.records import Message, Messages, ModelRef, Sampling
 from starling.serving import JOURNAL_FILE
+
+TORCH_FILES = (".pt", ".bin", ".pth")
 
 
 def model_folder(path: Path, stage: str) -> Path:
@@ -31,6 +29,14 @@ def model_folder(path: Path, stage: str) -> Path:
         return path
     if (path / stage / MANIFEST).is_file():
         return open_artifact(path, stage).path
+    if stage == "reward" and (path / "adapter_config.json").is_file():
+        return path
+    if stage == "reward" and (path.suffix in TORCH_FILES or any(p.suffix in TORCH_FILES for p in path.glob("*"))):
+        raise InputError(
+            "This is a torch checkpoint, perhaps in the layout of Starling-RM-7B-alpha",
+            where=str(path),
+            cure="`starling export-reward` writes it as a transformers folder, which every tool opens",
+        )
     raise InputError(
         "There is no model here",
         where=str(path),
@@ -66,58 +72,6 @@ class Conversation:
         reply = self._engine.answer([Request(model=self._model, messages=self.messages)])[0].text
         self.messages += (Message(role="assistant", content=reply),)
         return reply
-
-
-# ── score ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def score_lines(folder: Path, lines: Iterable[bytes]) -> Iterator[Score]:
-    """Rewards of conversations, one JSON object per line, in their order.
-
-    A line has `messages` that end with the assistant's reply; or `messages` (or a `prompt`: plain text or a Nectar transcript)
-    and a `response`. `id` is optional; without it the hash of the conversation is used. An empty reply has no reward: its
-    outcome is `empty`. Conversations longer than the model can read are cut on the left, as in training.
-
-    Raises:
-        InputError: a line is no such object; names it. Nothing is scored then.
-    """
-    rows = [_conversation(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    full = [(messages, text, True) for _, messages, text in rows if text.strip()]
-    if full:
-        from starling.models.score import score_conversations
-
-        rewards = iter(score_conversations(folder, full))
-    for id_, _, text in rows:
-        if text.strip():
-            yield Score(id=id_, reward=next(rewards), outcome="scored")
-        else:
-            yield Score(id=id_, reward=None, outcome="empty")
-
-
-def _conversation(number: int, line: bytes) -> tuple[str, Messages, str]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-        if "messages" in row:
-            messages = tuple(Message.model_validate(m) for m in row["messages"])
-        else:
-            prompt = row["prompt"]
-            messages = from_transcript(prompt) if is_transcript(prompt) else (Message(role="user", content=prompt),)
-        if "response" in row:
-            text = row["response"]
-        else:
-            messages, last = messages[:-1], messages[-1]
-            text = last.content if last.role == "assistant" else None
-        if not messages or messages[-1].role != "user" or not isinstance(text, str):
-            raise ValueError("it needs a conversation that ends with a user turn, and a reply")
-        id_ = row.get("id", content_hash([[m.role, m.content] for m in messages] + [["assistant", text]], 16))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ValidationError, InputError) as error:
-        said = f"no field {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise InputError(
-            f"The line holds no conversation to score: {said}",
-            where=f"line {number} of the input",
-            cure='give one JSON object per line, e.g. {"prompt": "What is 3 + 4?", "response": "7"}',
-        ) from None
-    return str(id_), messages, text
 
 
 # ── show ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

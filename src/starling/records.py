@@ -336,14 +336,24 @@ class Comparison(Record):
 class Score(Record):
     """A reward model's score of one conversation, or the named reason why there is none."""
 
-    id: str
-    reward: float | None
-    outcome: Literal["scored", "empty"]
+    id: str = Field(description="The row's own id, else the hash of its conversation, of several replies of the prompt.")
+    reward: float | None = Field(description="Higher is better; only differences between replies to one prompt mean something.")
+    outcome: Literal["scored", "empty", "unreadable", "not_finite"] = Field(
+        description="empty: the reply is blank. unreadable: the row is no conversation for this model. not_finite: NaN or ∞."
+    )
+    row: int = Field(default=1, ge=1, description="Number of the row in its file, from 1.")
+    answer: int | None = Field(
+        default=None, ge=0, description="Which of the row's replies, from 0 (chosen 0, rejected 1); null where it has only one."
+    )
+    file: str | None = Field(default=None, description="The file that the row is from; null for stdin.")
+    problem: str | None = Field(default=None, description="What is wrong with an unreadable row.")
 
     @model_validator(mode="after")
     def _scored_iff_number(self) -> Score:
         if (self.reward is not None) != (self.outcome == "scored"):
             raise ValueError("a score has a reward exactly when its outcome is scored")
+        if (self.problem is not None) != (self.outcome == "unreadable"):
+            raise ValueError("a score names a problem exactly when its row is unreadable")
         return self
 
 

@@ -16,7 +16,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -116,13 +116,18 @@ def count_rows(path: Path) -> int:
     return count
 
 
+def line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    """The rows of jsonl lines, e.g. of a stream; blank lines are skipped and counted."""
+    return (_json_row(number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
 def _json_rows(path: Path, compressed: bool) -> Iterator[Row]:
     number = 0
     try:
         with _open(path, compressed) as source:
-            for number, line in enumerate(source, start=1):
-                if line.strip():
-                    yield _json_row(number, line)
+            for row in line_rows(source):
+                number = row.number
+                yield row
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"The data file breaks off or is damaged: {error}",

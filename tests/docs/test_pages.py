@@ -13,7 +13,7 @@ from starling.config import RankingMode
 from starling.judge import verdict
 from starling.judge.rubric import STARLING, build_prompt, read_prompt
 from starling.nectar import imported
-from starling.records import Message, Outcome
+from starling.records import Message, Outcome, Score
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -64,6 +64,14 @@ def test_the_columns_are_those_that_are_written(tmp_path: Path) -> None:
     nectar.write_nectar(tmp_path / "extra.parquet", [], extra=True)
     columns = public + extra.split("### Ties")[0]
     assert re.findall(r"^\| `(\w+)` \|", columns, flags=re.MULTILINE) == pq.read_schema(tmp_path / "extra.parquet").names
+
+
+def test_every_outcome_of_a_score_is_explained_and_the_line_shown_is_one() -> None:
+    shown = Score.model_validate_json(blocks("reward.md", "json")[0])
+    assert (shown.outcome, shown.row, shown.answer) == ("scored", 17, 0)
+    outcomes = get_args(Score.model_fields["outcome"].annotation)
+    table = page("reward.md").split("| outcome | meaning |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == list(outcomes)
 
 
 @pytest.mark.parametrize(("name", "loss"), [("plackett_luce", "0.3604"), ("bradley_terry", "0.2512")])

@@ -1,4 +1,4 @@
-"""Commands that use what was made: talk, score, look."""
+"""Commands that use what was made: talk, look."""
 
 from __future__ import annotations
 
@@ -36,17 +36,6 @@ def chat(
             print(talk.say(line.strip()), flush=True)
         else:
             talk.messages = ()
-
-
-@app.command()
-def score(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A reward model's folder, or a run directory.")],
-) -> None:
-    """Read conversations from stdin (jsonl) and print their rewards (jsonl), in the same order."""
-    from starling import interact
-
-    for found in interact.score_lines(interact.model_folder(path, "reward"), sys.stdin.buffer):
-        print(found.model_dump_json())
 
 
 @app.command()

@@ -187,6 +187,22 @@ class Encoder:
             rows.append(Encoded(tuple(ids), in_prompt))
         return rows
 
+    def rendered(self, text: str) -> Encoded:
+        """A conversation that somebody has rendered already, tokenised as it is; no BOS is doubled."""
+        ids = tuple(self.tokenizer(self._without_bos(text), verbose=False)["input_ids"])
+        return Encoded(ids, len(ids))
+
+    def closed(self, text: str) -> str:
+        """A rendered conversation with its reply finished: pads and ends around it give way to the template's end."""
+        pad, eos = self.tokenizer.pad_token, self.tokenizer.eos_token
+        after = self._frame((Message(role="user", content="a"),))[1]
+        while pad and text.startswith(pad):
+            text = text.removeprefix(pad)
+        ends = [end for end in (pad, eos, after, after.rstrip()) if end]
+        while any(text.endswith(end) for end in ends):
+            text = next(text.removesuffix(end) for end in ends if text.endswith(end))
+        return text + after
+
     def fit(self, encoded: Encoded, over_long: OverLong) -> tuple[Encoded | None, Fit]:
         """Bring a conversation to max_length and say what that took.
 

@@ -6,6 +6,7 @@ Dropout is set to 0 for a model that is trained by preference (its loss compares
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from starling.models.scalar_head import ScalarHead
 log = logging.getLogger(__name__)
 
 PAD_TOKEN = "<|pad|>"
+_NO_LIMIT = 1 << 40
+"""transformers writes 10³⁰ where a tokenizer has no longest input."""
 
 
 def load_tokenizer(path: Path | str) -> Any:
@@ -33,6 +36,44 @@ def load_tokenizer(path: Path | str) -> Any:
     return _from_folder(AutoTokenizer, path, "tokenizer")
 
 
+def load_reward_tokenizer(path: Path | str, base: Path | None = None) -> Any:
+    """The tokenizer that belongs to a reward model; an adapter without one of its own has its base's.
+
+    Raises:
+        InputError: there is none, or it is unreadable.
+    """
+    if not is_adapter(path) or (Path(path) / "tokenizer_config.json").is_file():
+        return load_tokenizer(path)
+    return load_tokenizer(_base_of(Path(path), base))
+
+
+def load_config(path: Path | str) -> Any:
+    """The config of a model folder.
+
+    Raises:
+        InputError: the folder or its config is missing or unreadable.
+    """
+    return _from_folder(AutoConfig, path, "model configuration")
+
+
+def reward_class(config: Any) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The *ForSequenceClassification of a config: its name, and the shapes of its weights by name; none is in memory.
+
+    Raises:
+        InputError: transformers has no such class for it.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise InputError(
+            f"transformers has no sequence classifier for model_type {config.model_type!r}",
+            where="the model's config",
+            cure="use a model of the llama family",
+        ) from error
+    return type(model).__name__, {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
 def load_causal(path: Path | str) -> Any:
     """The language model of a local folder, in fp32, in evaluation mode.
 
@@ -42,20 +83,44 @@ def load_causal(path: Path | str) -> Any:
     return _from_folder(AutoModelForCausalLM, path, "causal language model", dtype=torch.float32, use_safetensors=True).eval()
 
 
-def load_scalar(path: Path | str) -> ScalarHead:
-    """A trained reward model, in evaluation mode.
+def load_scalar(path: Path | str, base: Path | None = None, dtype: torch.dtype = torch.float32) -> ScalarHead:
+    """A trained reward model, in evaluation mode: any *ForSequenceClassification with one output, or a peft adapter of one.
+
+    Args:
+        path: its folder; an adapter's folder holds adapter_config.json and is merged into its base.
+        base: of an adapter, the folder of the model that it was trained on, if it does not lie where the adapter says.
+        dtype: of the weights in memory; scores are fp32 either way.
 
     Raises:
-        InputError: the folder is no *ForSequenceClassification with one output, or its head is missing.
+        InputError: the folder is no *ForSequenceClassification with one output, its head is missing, or its class pools in a
+            way that `ScalarHead` does not reproduce.
     """
-    model, missing = _classifier(path, _scalar_config(path))
-    if missing:
-        raise InputError(
-            f"The folder holds no reward head: {', '.join(missing)} would be random",
-            where=str(path),
-            cure="name a folder written by `starling train-reward`, not a backbone",
-        )
-    return ScalarHead(model.eval())
+    if is_adapter(path):
+        head = ScalarHead(_merged(Path(path), base, dtype).eval())
+    else:
+        config = load_config(path)
+        if config.num_labels > 2:  # 2 is what transformers fills in where a config says nothing
+            raise InputError(
+                f"A reward model has one output, this one has {config.num_labels}",
+                where=str(path),
+                cure="name a *ForSequenceClassification with num_labels = 1",
+            )
+        model, missing, unknown = _classifier(path, _scalar_config(path), dtype)
+        if missing and any("v_head" in name for name in unknown):
+            raise InputError(
+                "The folder holds a reward model in the layout of Starling-RM-34B, which transformers does not read",
+                where=str(path),
+                cure="`starling export-reward` writes it in the standard layout",
+            )
+        if missing:
+            raise InputError(
+                f"The folder holds no reward head: {', '.join(missing[:4])} would be random",
+                where=str(path),
+                cure="name a folder written by `starling train-reward`, not a backbone",
+            )
+        head = ScalarHead(model.eval())
+    _check_pooling(head)
+    return head
 
 
 def load_backbone_as_scalar(path: Path | str, seed: int, tokenizer: Any = None) -> ScalarHead:
@@ -71,10 +136,10 @@ def load_backbone_as_scalar(path: Path | str, seed: int, tokenizer: Any = None) 
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(path)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, _ = _classifier(path, _without_dropout(_scalar_config(path)))
+        model, _, _ = _classifier(path, _without_dropout(_scalar_config(path)))
         _give_pad_token(model, tokenizer)
     head = ScalarHead(model.eval())
-    _check_pooling(head, tokenizer)
+    _check_pooling(head)
     return head
 
 
@@ -84,19 +149,37 @@ def save_folder(path: Path | str, model: Any, tokenizer: Any) -> None:
     `model` is a transformers model or a `ScalarHead`.
     """
     inner = model.model if isinstance(model, ScalarHead) else model
+    if isinstance(model, ScalarHead):
+        declare_reward(inner.config)
     with _quiet():
         inner.save_pretrained(path)
         tokenizer.save_pretrained(path)
 
 
-def longest_input(model: Any) -> int | None:
-    """Tokens that the model's positions allow, None if it does not say."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is None:
-        return None
-    # roberta's family numbers positions from pad_token_id + 1 inside the same table
-    offset = model.config.pad_token_id + 1 if "roberta" in str(model.config.model_type) else 0
-    return int(limit) - int(offset)
+def declare_reward(config: Any) -> None:
+    """What other programs read in the config to report the bare score: transformers' pipeline and vLLM's /classify look at
+    problem_type (else sigmoid), vLLM's /score and sentence-transformers' CrossEncoder at the name of an activation."""
+    config.num_labels = 1
+    config.problem_type = "regression"
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+
+
+def longest_input(model: Any, tokenizer: Any = None) -> int | None:
+    """Tokens that the model's positions allow, and its tokenizer's model_max_length if one is given; None if none says."""
+    limits = []
+    if tokenizer is not None and tokenizer.model_max_length < _NO_LIMIT:
+        limits.append(int(tokenizer.model_max_length))
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None:
+        # roberta's family numbers positions from pad_token_id + 1 inside the same table
+        offset = model.config.pad_token_id + 1 if "roberta" in str(model.config.model_type) else 0
+        limits.append(int(positions) - int(offset))
+    return min(limits, default=None)
+
+
+def is_adapter(path: Path | str) -> bool:
+    """Whether the folder holds a peft adapter instead of a whole model."""
+    return (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
 
 
 # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -134,18 +217,74 @@ def _scalar_config(path: Path | str) -> Any:
     return _from_folder(AutoConfig, path, "model configuration", num_labels=1, problem_type="regression")
 
 
-def _classifier(path: Path | str, config: Any) -> tuple[Any, list[str]]:
-    """The classifier of a folder and the names of the weights that the folder did not have."""
+def _classifier(path: Path | str, config: Any, dtype: torch.dtype = torch.float32) -> tuple[Any, list[str], list[str]]:
+    """The classifier of a folder, the names of the weights that the folder did not have and of those nobody asked for."""
     model, info = _from_folder(
         AutoModelForSequenceClassification,
         path,
         "sequence classifier",
         config=config,
-        dtype=torch.float32,
+        dtype=dtype,
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # named here instead; transformers would only refer to its log
     )
-    return model, sorted(info["missing_keys"])
+    wrong = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in sorted(info["mismatched_keys"])]
+    if wrong:
+        raise InputError(
+            f"The weights are not those of a model with one output and this config: {'; '.join(wrong[:4])}",
+            where=str(path),
+            cure="name a *ForSequenceClassification with num_labels = 1, complete and with its own config",
+        )
+    return model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+
+
+def _base_of(path: Path, base: Path | None) -> Path:
+    """The folder of an adapter's base model: the one given, else the one that the adapter names."""
+    try:
+        named = json.loads((path / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"adapter_config.json is damaged: {error}", where=str(path), cure="copy the folder again") from None
+    folder = base or Path(str(named))
+    if not folder.is_dir():
+        raise InputError(
+            f"The adapter's base model {str(base or named)!r} is no folder here",
+            where=str(path),
+            cure="download it and name its folder: --base DIR",
+        )
+    return folder
+
+
+def _merged(path: Path, base: Path | None, dtype: torch.dtype) -> Any:
+    """The classifier of an adapter's base with the adapter merged into it.
+
+    Raises:
+        InputError: the base is not here, or the adapter has no reward head or weights that fit no part of the base.
+    """
+    from peft import PeftConfig, PeftModelForSequenceClassification, load_peft_weights, set_peft_model_state_dict
+
+    folder = _base_of(path, base)
+    settings = _from_folder(PeftConfig, path, "adapter configuration")
+    if not (path / "adapter_model.safetensors").is_file():
+        raise InputError("The adapter has no adapter_model.safetensors", where=str(path), cure="convert it to safetensors")
+    weights = load_peft_weights(str(path), device="cpu")
+    if not any(part in name.split(".") for name in weights for part in ("score", "classifier")):
+        raise InputError(
+            "The adapter holds no reward head: its scores would be random",
+            where=str(path / "adapter_model.safetensors"),
+            cure='train it with task_type "SEQ_CLS", which saves the head with it',
+        )
+    model, _, _ = _classifier(folder, _scalar_config(folder), dtype)
+    with _quiet(), torch.random.fork_rng():
+        adapted = PeftModelForSequenceClassification(model, settings)
+        unknown = set_peft_model_state_dict(adapted, weights).unexpected_keys
+        if unknown:
+            raise InputError(
+                f"The adapter has weights that its base has not: {', '.join(sorted(unknown)[:4])}",
+                where=str(path),
+                cure="name the base model that it was trained on: --base DIR",
+            )
+        return adapted.merge_and_unload()
 
 
 def _without_dropout(config: Any) -> Any:
@@ -171,19 +310,23 @@ def _give_pad_token(model: Any, tokenizer: Any) -> None:
 
 
 @torch.no_grad()
-def _check_pooling(head: ScalarHead, tokenizer: Any) -> None:
-    """Two short padded rows through the class's own forward and through ours must agree."""
+def _check_pooling(head: ScalarHead) -> None:
+    """Short rows through the class's own forward and through ours must agree; padded ones too if the class knows its pad."""
     if not head.is_decoder:
         return
-    pad = tokenizer.pad_token_id
-    token = next(i for i in range(len(tokenizer)) if i != pad)
-    ids_BT = torch.tensor([[token, token, token], [token, pad, pad]])
-    mask_BT = torch.tensor([[True, True, True], [True, False, False]])
-    own = head.model(input_ids=ids_BT, attention_mask=mask_BT.long()).logits[:, 0]
-    ours = head.rewards(ids_BT, mask_BT, torch.tensor([2, 0]))
-    if not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
+    pad = head.model.config.get_text_config().pad_token_id
+    token = 1 if pad != 1 else 2
+    rows = [([token] * 3, 2)] if pad is None else [([token] * 3, 2), ([token, pad, pad], 0)]
+    ids_BT = torch.tensor([ids for ids, _ in rows])
+    last_B = torch.tensor([last for _, last in rows])
+    mask_BT = torch.arange(3) <= last_B[:, None]
+    own_B = head.model(input_ids=ids_BT, attention_mask=mask_BT.long()).logits[:, 0].float()
+    ours_B = head.rewards(ids_BT, mask_BT, last_B)
+    # in bf16 and fp16 the class rounds its logit, ours stays fp32
+    tolerance = 1e-4 if head.model.dtype == torch.float32 else 3e-2
+    if not torch.allclose(own_B, ours_B, atol=tolerance, rtol=tolerance, equal_nan=True):
         raise InputError(
             f"{type(head.model).__name__} pools its last token in a way that Starling does not know",
             where=str(head.model.config.name_or_path),
-            cure="use another backbone",
+            cure="use another model",
         )

@@ -82,7 +82,7 @@ def score_conversations(
     """
     head, tokenizer = load_scalar(folder), load_tokenizer(folder)
     head.to("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = Encoder(tokenizer, max_length=longest_input(head.model) or 2**31)
+    encoder = Encoder(tokenizer, max_length=longest_input(head.model, tokenizer) or 2**31)
     unique = list(dict.fromkeys(conversations))
     rows = [row for row in (encoder.fit(r, "truncate_left")[0] for r in encoder.conversations(unique)) if row is not None]
     scores: dict[tuple[Messages, str, bool], float] = {}

@@ -153,7 +153,7 @@ def _load(base: Path, reward: Path) -> _Models:
     reference = load_causal(base)
     for frozen in (reference, head):
         frozen.requires_grad_(False).eval()
-    limit = min(longest_input(policy) or 1 << 20, longest_input(head.model) or 1 << 20)
+    limit = min(longest_input(policy) or 1 << 20, longest_input(head.model, reward_tokenizer) or 1 << 20)
     return _Models(
         policy=policy,
         reference=reference,
