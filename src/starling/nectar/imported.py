@@ -58,9 +58,9 @@ class NectarImport(Iterable[RankedPrompt]):
     """The rows of a parquet or jsonl(.gz) file that can be imported, one by one: K from 2 up, integer or float ranks, answers in
     any order, columns that Nectar does not have ignored.
 
-    Ranks may be tied, but not all of a row's. A missing `good_natured` stays None; `source` and `model` may be missing. Every row's lineage
-    names the file and the row. Once all rows are read, `read`, `rejected` and `changed` say what became of them, as in
-    `ImportReport`.
+    Ranks may be tied, but not all of a row's. A missing `good_natured` stays None; `source` and `model` may be missing. Every
+    row's lineage names the file and the row. Once all rows are read, `read`, `rejected` and `changed` say what became of them,
+    as in `ImportReport`.
 
     Args:
         path: the file.
