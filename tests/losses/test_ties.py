@@ -198,6 +198,8 @@ def test_margins_by_hand() -> None:
     row = torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64)
     found = bradley_terry(row, targets((1, 2, 3)), margin=0.5, margin_per_rank=0.25).loss.item()
     assert found == pytest.approx((pair_cost(0.25) + pair_cost(1.0) + pair_cost(0.25)) / 3, abs=1e-12)
+    found = bradley_terry(row, targets((1, 1, 3)), margin=0.5, tied_pairs=True).loss.item()  # none is asked of equal ones
+    assert found == pytest.approx((pair_cost(1.0, 0.5) + pair_cost(1.5) + pair_cost(0.5)) / 3, abs=1e-12)
 
 
 def test_soft_labels_and_pair_weights_by_hand() -> None:
