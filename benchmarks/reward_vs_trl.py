@@ -355,8 +355,9 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     return {"cores": os.cpu_count(), "threads": args.threads, "torch": torch.__version__, "load": os.getloadavg()[0]}
 
 
-def main() -> None:
-    args = arguments()
+def main(words: Sequence[str] | None = None) -> None:
+    """Run a part and print what it found."""
+    args = arguments(words)
     run, table = PARTS[args.part]
     with tempfile.TemporaryDirectory() as folder:
         found = {**run(args, Path(folder)), "machine": machine(args)}

@@ -8,8 +8,9 @@ with P and R uniform within ±50 % of their means, R anew for every answer. `wri
 reads: rankings as records (ours), the same rankings as token ids (theirs), the bare backbone (ours), and the backbone with
 its reward head, as Starling makes it from the seed (theirs).
 
-The planted rule (`Rule.topics`): every word is worth something that depends on the prompt's topic, an answer's quality is the
-mean worth of its words, and a judge with a little noise ranks by it. Without a rule the order is the order drawn.
+The planted rule (`Rule.topics`): every word is good or bad, a quarter of them depending on the topic that the prompt's first
+word names; an answer has a quality, the chance with which each of its words is drawn from the good ones, and answers are
+ranked by it. Without a rule, words are drawn alike and the order means nothing.
 """
 
 from __future__ import annotations
@@ -73,27 +74,28 @@ class Made:
 
 
 TOPICS = 4
-SHARED = 0.7
-"""Share of a word's worth that is the same for all topics (as a factor of its standard deviation)."""
-NOISE = 0.1
-"""The judge's noise, as a share of the standard deviation of quality between answers of mean length."""
+OWN = 0.25
+"""Share of the words whose worth depends on the topic."""
+QUALITY = (0.3, 0.7)
+"""Least and largest chance of a good word."""
 
 
 def make_rankings(made: Made) -> list[RankedPrompt]:
     """Rankings that follow from `made` alone; the rule's worths follow from the seed, not from the part."""
     draw = _generator("rankings", made.seed, made.part, made.rankings, made.answers, made.prompt, made.response, made.vocab)
     words = made.vocab - len(SPECIAL)
-    worth_TW = _worths(made.seed, words)
+    good_TW = _good(made.seed, words)
     rows = []
     for _ in range(made.rankings):
         topic = int(draw.integers(TOPICS))
         question_P = draw.integers(words, size=_length(draw, made.prompt) - 2)
         question_P[0] = topic
-        answers = [draw.integers(words, size=_length(draw, made.response) - 1) for _ in range(made.answers)]
+        quality_K = np.sort(draw.uniform(*QUALITY, size=made.answers))[::-1]
+        lengths_K = [_length(draw, made.response) - 1 for _ in range(made.answers)]
         if made.rule is Rule.topics:
-            noise_K = NOISE / np.sqrt(made.response) * draw.standard_normal(made.answers)
-            quality_K = np.array([worth_TW[topic, a].mean() for a in answers]) + noise_K
-            answers = [answers[i] for i in np.argsort(-quality_K)]
+            answers = [_words(draw, good_TW[topic], q, n) for q, n in zip(quality_K, lengths_K, strict=True)]
+        else:
+            answers = [draw.integers(words, size=n) for n in lengths_K]
         rows.append(_row(question_P, answers))
     return rows
 
@@ -102,11 +104,17 @@ def _generator(*parts: Any) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int(content_hash(list(map(str, parts)))[:16], 16)))
 
 
-def _worths(seed: int, words: int) -> np.ndarray:
-    """Worth of every word under every topic, standard deviation 1."""
-    draw = _generator("worths", seed, words)
-    own = np.sqrt(1 - SHARED**2)
-    return SHARED * draw.standard_normal((1, words)) + own * draw.standard_normal((TOPICS, words))
+def _good(seed: int, words: int) -> np.ndarray:
+    """True where a word is good under a topic; the same for every part of the data."""
+    draw = _generator("good words", seed, words)
+    shared_W, own_TW = draw.random(words) < 0.5, draw.random((TOPICS, words)) < 0.5
+    return np.where(draw.random(words) < OWN, own_TW, shared_W)
+
+
+def _words(draw: np.random.Generator, good_W: np.ndarray, quality: float, count: int) -> np.ndarray:
+    """`count` words, each a good one with that chance."""
+    good, bad = np.flatnonzero(good_W), np.flatnonzero(~good_W)
+    return np.where(draw.random(count) < quality, draw.choice(good, count), draw.choice(bad, count))
 
 
 def _length(draw: np.random.Generator, mean: int) -> int:

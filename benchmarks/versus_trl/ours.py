@@ -42,10 +42,11 @@ class Watch(Progress):
         return None
 
 
-def main() -> None:
+def main(request: str) -> None:
+    """Train as asked, print what it took."""
     from starling.reward.train import train
 
-    spec = json.loads(sys.argv[1])
+    spec = json.loads(request)
     folder = Path(spec["folder"])
     rows = data.read_records(folder / "train.jsonl")
     work = folder / "work"
@@ -117,4 +118,4 @@ def measured_floor(folder: Path, rows: list[Any], spec: dict[str, Any]) -> dict[
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

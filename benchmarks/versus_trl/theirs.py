@@ -29,8 +29,9 @@ from benchmarks.versus_trl.meter import Meter
 Ids = list[list[list[int]]]
 
 
-def main() -> None:
-    spec = json.loads(sys.argv[1])
+def main(request: str) -> None:
+    """Train as asked, print what it took."""
+    spec = json.loads(request)
     folder = Path(spec["folder"])
     rankings, unseen = read_ids(folder / "train.ids.jsonl"), read_ids(folder / "unseen.ids.jsonl")
     meter = Meter()
@@ -120,4 +121,4 @@ def pair_accuracy(model: Any, rankings: Ids) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
