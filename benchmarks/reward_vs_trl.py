@@ -87,6 +87,7 @@ def request(folder: Path, args: argparse.Namespace, **changes: Any) -> dict[str,
         "folder": str(folder), "seed": args.seed, "epochs": 1, "per_step": args.per_step, "warmup": args.warmup,
         "micro_tokens": args.micro_tokens, "batch": 3, "accumulate": 1, "rate": 1e-5, "warmup_fraction": 0.05,
         "warmup_steps": 0, "in_order": args.in_order, "every": 0, "mark": 1.0, "floor": False, "reward": {},
+        "schedule": args.schedule,
     }  # fmt: skip
     unknown = set(changes) - set(spec)
     assert not unknown, unknown
@@ -137,7 +138,7 @@ def part_cost(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def cost(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One case: every batch size of TRL in the first round, the best one in the others; Starling once per round."""
+    """One case: TRL with every batch size in the first round, with the best one in the others; Starling after each run of TRL."""
     make(folder, case, args.per_step * (args.warmup + args.steps), args)
     theirs: dict[int, list[dict[str, Any]]] = {}
     ours = []
@@ -146,10 +147,10 @@ def cost(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for batch in args.batches if best is None else [best]:
             spec = request(folder, args, batch=batch, accumulate=accumulation(PAIRS, args.per_step, batch))
             theirs.setdefault(batch, []).append(run_side("theirs", spec, args))
-            say(f"{case.name} round {number + 1}: TRL, batch {batch}: {theirs[batch][-1]['cpu_s']:.2f} CPU-s per ranking")
-        ours.append(run_side("ours", request(folder, args, floor=True), args))
-        say(f"{case.name} round {number + 1}: Starling: {ours[-1]['cpu_s']:.2f} CPU-s per ranking")
-        same_start(ours[-1], next(iter(theirs.values()))[0])
+            ours.append(run_side("ours", request(folder, args, floor=True), args))
+            same_start(ours[-1], theirs[batch][-1])
+            both = f"TRL with batch {batch} {theirs[batch][-1]['cpu_s']:.2f}, Starling {ours[-1]['cpu_s']:.3f}"
+            say(f"{case.name}, round {number + 1}, CPU-s per ranking: {both}")
     return cost_line(ours, theirs)
 
 
@@ -343,6 +344,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--unseen", type=int, default=200)
     add("--mark", type=float, default=0.80)
     add("--epochs", type=int, default=1)
+    add("--schedule", choices=("constant", "linear"), default="linear", help="of both sides, after 5 %% of warm-up")
     args = parser.parse_args(words)
     if args.quick:
         args.models, args.rounds, args.per_step, args.steps = ["5M"], 1, 1, 2

@@ -27,6 +27,7 @@ os.environ.update(
 from benchmarks.versus_trl.meter import Meter
 
 Ids = list[list[list[int]]]
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear"}
 
 
 def main(request: str) -> None:
@@ -85,7 +86,7 @@ def make_trainer(spec: dict[str, Any], folder: Path, columns: Any, meter: Meter,
         output_dir=str(folder / "trl"), use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
         per_device_train_batch_size=spec["batch"], num_train_epochs=spec["epochs"], max_length=None,
         gradient_accumulation_steps=spec["accumulate"],
-        learning_rate=spec["rate"], lr_scheduler_type="constant_with_warmup", warmup_steps=spec["warmup_steps"],
+        learning_rate=spec["rate"], lr_scheduler_type=SCHEDULES[spec["schedule"]], warmup_steps=spec["warmup_steps"],
         weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused", seed=spec["seed"], eval_strategy="no", save_strategy="no",
         logging_strategy="no", report_to="none", disable_tqdm=True, dataloader_num_workers=0, dataloader_pin_memory=False,
         train_sampling_strategy="sequential" if spec["in_order"] else "random",
