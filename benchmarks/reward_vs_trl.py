@@ -4,7 +4,7 @@ Both sides get the same rankings of K = 7 answers, token for token, the same unt
 steps per ranking, and a fresh process for every run; runs alternate, figures are medians over rounds. TRL trains on all 21
 pairs of each ranking, tokenised beforehand, at its best settings for a CPU (versus_trl/theirs.py). Starling's side is
 `starling.reward.train.train` as the command runs it, with checkpoints and log; time is read where it reports progress. Neither
-side's start, tokenising, first step (`--warmup`) or saving is counted.
+side's start, tokenising, first step (`--warmup`) or saving (after the last step) is counted.
 
     CPU-s            user and system time of the process, per ranking
     peak MiB         largest resident set at the end of the steps; "steps alone": less what was resident before the first step
@@ -86,7 +86,7 @@ def request(folder: Path, args: argparse.Namespace, **changes: Any) -> dict[str,
     spec = {
         "folder": str(folder), "seed": args.seed, "epochs": 1, "per_step": args.per_step, "warmup": args.warmup,
         "micro_tokens": args.micro_tokens, "batch": 3, "accumulate": 1, "rate": 1e-5, "warmup_fraction": 0.05,
-        "warmup_steps": 0, "in_order": args.in_order, "every": 0, "mark": 1.0, "floor": False, "reward": {},
+        "warmup_steps": 0, "in_order": args.in_order, "every": 0, "mark": 1.0, "stop": 0, "floor": False, "reward": {},
         "schedule": args.schedule,
     }  # fmt: skip
     unknown = set(changes) - set(spec)
@@ -112,9 +112,10 @@ def same_start(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         raise SystemExit(f"The two sides start from different models: scores of the first ranking {scores}")
 
 
-def make(folder: Path, case: Case, rankings: int, args: argparse.Namespace) -> Path:
-    """Data and models of a case."""
+def make(folder: Path, case: Case, args: argparse.Namespace) -> Path:
+    """Data and models of a case: rankings for the steps that count, those before, and one after which Starling saves."""
     shape = data.SHAPES[case.model]
+    rankings = args.per_step * (args.warmup + args.steps + 1)
     rows = data.make_rankings(data.Made(rankings, case.answers, case.prompt, case.response, shape.vocab, args.seed))
     return data.write(folder, shape, rows, args.seed)
 
@@ -139,15 +140,16 @@ def part_cost(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def cost(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One case: TRL with every batch size in the first round, with the best one in the others; Starling after each run of TRL."""
-    make(folder, case, args.per_step * (args.warmup + args.steps), args)
+    make(folder, case, args)
     theirs: dict[int, list[dict[str, Any]]] = {}
     ours = []
+    stop = args.warmup + args.steps
     for number in range(args.rounds):
         best = min(theirs, key=lambda batch: theirs[batch][0]["cpu_s"], default=None)
         for batch in args.batches if best is None else [best]:
-            spec = request(folder, args, batch=batch, accumulate=accumulation(PAIRS, args.per_step, batch))
+            spec = request(folder, args, batch=batch, accumulate=accumulation(PAIRS, args.per_step, batch), stop=stop)
             theirs.setdefault(batch, []).append(run_side("theirs", spec, args))
-            ours.append(run_side("ours", request(folder, args, floor=True), args))
+            ours.append(run_side("ours", request(folder, args, floor=True, stop=stop), args))
             same_start(ours[-1], theirs[batch][-1])
             both = f"TRL with batch {batch} {theirs[batch][-1]['cpu_s']:.2f}, Starling {ours[-1]['cpu_s']:.3f}"
             say(f"{case.name}, round {number + 1}, CPU-s per ranking: {both}")
@@ -206,11 +208,13 @@ def part_layouts(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """CPU and memory of every layout of Starling, each case."""
     found: dict[str, Any] = {}
     for i, case in enumerate(case for case in CASES if case.model in args.models):
-        made = make(folder / f"layouts{i}", case, args.per_step * (args.warmup + args.steps), args)
+        made = make(folder / f"layouts{i}", case, args)
         runs: dict[str, list[dict[str, Any]]] = {layout: [] for layout in LAYOUTS}
         for _ in range(args.rounds):
             for layout in LAYOUTS:
-                runs[layout].append(run_side("ours", request(made, args, reward={"layout": layout}), args))
+                runs[layout].append(
+                    run_side("ours", request(made, args, reward={"layout": layout}, stop=args.warmup + args.steps), args)
+                )
                 say(f"{case.name}, {layout}: {runs[layout][-1]['cpu_s']:.2f} CPU-s per ranking")
         found[case.name] = {layout: summary(runs[layout]) for layout in LAYOUTS}
     return {"layouts": found}
@@ -233,12 +237,11 @@ def layouts_table(found: dict[str, Any]) -> str:
 
 def part_curve(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Every point of the two sweeps; the figure goes to --out."""
-    rankings = args.per_step * (args.warmup + args.steps)
 
     def run(model: str, point: dict[str, int]) -> dict[str, Any]:
         case = Case(model, **point)
-        made = make(folder / "curve", case, rankings, args)
-        found = run_side("ours", request(made, args, floor=True), args)
+        made = make(folder / "curve", case, args)
+        found = run_side("ours", request(made, args, floor=True, stop=args.warmup + args.steps), args)
         say(f"{case.name}, K = {case.answers}: {found['cpu_s'] / found['floor']['cpu_s']:.2f} × the floor")
         return found
 
@@ -332,17 +335,17 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add = task.add_argument
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--tune-seed", type=int, default=0, help="where a side has more than one setting below, the best on this seed is taken")
-    add("--ours-rates", type=float, nargs="+", default=[3e-3])
-    add("--ours-batches", type=int, nargs="+", default=[4], help="rankings per optimiser step")
-    add("--theirs-rates", type=float, nargs="+", default=[1e-3])
+    add("--ours-rates", type=float, nargs="+", default=[1e-3])
+    add("--ours-batches", type=int, nargs="+", default=[1], help="rankings per optimiser step")
+    add("--theirs-rates", type=float, nargs="+", default=[5e-4])
     add("--theirs-batches", type=int, nargs="+", default=[4], help="pairs per optimiser step")
     add("--micro", type=int, default=4, help="most pairs per forward pass of TRL; larger steps accumulate")
     add("--task-model", choices=tuple(data.SHAPES), default="1M")
     add("--prompt", type=int, default=200)
     add("--response", type=int, default=150)
-    add("--rankings", type=int, default=400)
-    add("--unseen", type=int, default=200)
-    add("--mark", type=float, default=0.80)
+    add("--rankings", type=int, default=100)
+    add("--unseen", type=int, default=100)
+    add("--mark", type=float, default=0.83)
     add("--epochs", type=int, default=1)
     add("--schedule", choices=("constant", "linear"), default="linear", help="of both sides, after 5 %% of warm-up")
     args = parser.parse_args(words)

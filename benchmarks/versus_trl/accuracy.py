@@ -26,11 +26,11 @@ class Task:
     model: str = "1M"
     prompt: int = 200
     response: int = 150
-    rankings: int = 400
-    unseen: int = 200
-    mark: float = 0.80
+    rankings: int = 100
+    unseen: int = 100
+    mark: float = 0.83
     epochs: int = 1
-    looks: int = 40  # evaluations per epoch
+    looks: int = 20  # evaluations per epoch
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class Meter:
         self._cpu: list[float] = []
         self._wall: list[float] = []
         self._cpu_out = self._wall_out = 0.0
-        self._before_mib = self._peak_mib = 0.0
+        self._before_mib = 0.0
+        self._peak_mib: list[float] = []
 
     def begin(self) -> None:
         self._before_mib = memory_mib("VmRSS")
@@ -44,7 +45,7 @@ class Meter:
 
     def step(self) -> None:
         self._mark()
-        self._peak_mib = memory_mib("VmHWM")
+        self._peak_mib.append(memory_mib("VmHWM"))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -58,21 +59,21 @@ class Meter:
         self._cpu.append(cpu_seconds() - self._cpu_out)
         self._wall.append(time.monotonic() - self._wall_out)
 
-    def found(self, rankings: float, per_step: float, warmup: int = 0) -> dict[str, Any]:
-        """Everything after the first `warmup` steps: CPU and wall seconds per ranking, peak memory, and memory before.
+    def found(self, per_step: float, first: int = 0, last: int = 0) -> dict[str, Any]:
+        """What the steps after the first `first` ones took, up to and with step `last` (all if 0), and all steps one by one.
 
         Args:
-            rankings: how many (or their worth of pairs) all steps together took.
-            per_step: of those, in each of the first `warmup` steps.
-            warmup: steps that do not count.
+            per_step: rankings (or their worth of pairs) in a step.
+            first: steps that do not count: buffers are allocated, code is loaded.
+            last: the step after which nothing counts: what follows may hold the saving of the model.
         """
-        counted = rankings - warmup * per_step
+        last = last or len(self._peak_mib)
+        rankings = (last - first) * per_step
         return {
-            "steps": len(self._cpu) - 1,
-            "rankings": counted,
-            "cpu_s": (self._cpu[-1] - self._cpu[warmup]) / counted,
-            "wall_s": (self._wall[-1] - self._wall[warmup]) / counted,
-            "peak_mib": self._peak_mib,
+            "rankings": rankings,
+            "cpu_s": (self._cpu[last] - self._cpu[first]) / rankings,
+            "wall_s": (self._wall[last] - self._wall[first]) / rankings,
+            "peak_mib": self._peak_mib[last - 1],
             "before_mib": self._before_mib,
             "cpu_s_by_step": [mark - self._cpu[0] for mark in self._cpu[1:]],
         }

@@ -21,7 +21,9 @@ from starling.config import OptimizerSection, RewardSection
 from starling.progress import Progress
 
 WHOLE = 2**20
-"""Longer than any text here: nothing is cut."""
+"""Longer than any text and more than all steps: nothing is cut, nothing is saved before the end."""
+EVERY = "eval_steps" if "eval_steps" in RewardSection.model_fields else "checkpoint_steps"
+"""The setting that says when the log gets an evaluation."""
 
 
 class Watch(Progress):
@@ -29,13 +31,15 @@ class Watch(Progress):
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
+        self._training = False
 
     def start(self, what: str, total: int) -> None:
-        if what == "training the reward model":
+        self._training = what.startswith("training the reward model")
+        if self._training:
             self._meter.begin()
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        if n:
+        if self._training and n:
             self._meter.step()
 
     def finish(self) -> None:
@@ -64,7 +68,7 @@ def main(request: str) -> None:
     )
     log = [json.loads(line) for line in (folder / "ours" / "log.jsonl").read_text().splitlines()]
     accuracy = [[line["step"], line["validation"]["pair_accuracy"]] for line in log if "validation" in line]
-    found = meter.found(len(rows) * spec["epochs"], spec["per_step"], spec["warmup"])
+    found = meter.found(spec["per_step"], spec["warmup"], spec["stop"])
     found |= {"accuracy": accuracy, **checks(folder, rows)}
     if spec["floor"]:
         found["floor"] = measured_floor(folder, rows, spec)
@@ -81,7 +85,8 @@ def settings(spec: dict[str, Any]) -> RewardSection:
         "rankings_per_step": spec["per_step"],
         "micro_tokens": spec["micro_tokens"],
         "max_length": WHOLE,
-        "checkpoint_steps": spec["every"] or WHOLE,
+        "checkpoint_steps": WHOLE,
+        EVERY: spec["every"] or WHOLE,
         **spec.get("reward", {}),
     }
     return RewardSection.model_validate(chosen)
@@ -110,7 +115,7 @@ def measured_floor(folder: Path, rows: list[Any], spec: dict[str, Any]) -> dict[
     model = load_scalar(folder / "start").model
     linears = floor.linears_of(model)
     works = [floor.work_of_ids(ranking) for ranking in data.token_ids(load_tokenizer(folder / "start"), rows)]
-    steps = plan.steps(len(rows), spec["per_step"], spec["epochs"], spec["seed"])[spec["warmup"] :]
+    steps = plan.steps(len(rows), spec["per_step"], spec["epochs"], spec["seed"])[spec["warmup"] : spec["stop"] or None]
     measured = [works[i] for step in steps for i in step]
     tokens = sum(w.tokens for w in measured) / len(measured)
     config = model.config

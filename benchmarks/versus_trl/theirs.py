@@ -41,8 +41,7 @@ def main(request: str) -> None:
     watch["first_scores"] = scores(trainer.model, rankings[0])
     trainer.train()
     per_ranking = len(trainer.train_dataset) / len(rankings)
-    per_step = spec["batch"] * spec["accumulate"] / per_ranking
-    found = meter.found(len(rankings) * spec["epochs"], per_step, spec["warmup"])
+    found = meter.found(spec["batch"] * spec["accumulate"] / per_ranking, spec["warmup"], spec["stop"])
     print(json.dumps({**found, **watch, "digest": digest(rankings), "pairs_per_ranking": per_ranking}))
 
 
@@ -84,7 +83,8 @@ def make_trainer(spec: dict[str, Any], folder: Path, columns: Any, meter: Meter,
 
     settings = RewardConfig(
         output_dir=str(folder / "trl"), use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
-        per_device_train_batch_size=spec["batch"], num_train_epochs=spec["epochs"], max_length=None,
+        per_device_train_batch_size=spec["batch"], num_train_epochs=spec["epochs"],
+        max_steps=spec["stop"] or -1, max_length=None,
         gradient_accumulation_steps=spec["accumulate"],
         learning_rate=spec["rate"], lr_scheduler_type=SCHEDULES[spec["schedule"]], warmup_steps=spec["warmup_steps"],
         weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused", seed=spec["seed"], eval_strategy="no", save_strategy="no",

@@ -198,18 +198,19 @@ def test_a_pause_and_the_first_steps_do_not_count(monkeypatch: pytest.MonkeyPatc
     with watched.paused():  # 3 … 4
         pass
     watched.step()  # 5, less the pause
-    found = watched.found(rankings=9, per_step=3, warmup=1)
-    assert found["cpu_s_by_step"] == [1, 2, 4]
-    assert found["cpu_s"] == pytest.approx((4 - 1) / 6)
+    watched.step()  # 6, less the pause
+    found = watched.found(per_step=3, first=1, last=3)
+    assert found["cpu_s_by_step"] == [1, 2, 4, 5]
+    assert (found["rankings"], found["cpu_s"]) == (6, pytest.approx((4 - 1) / 6))
+    assert watched.found(per_step=3)["cpu_s"] == pytest.approx(5 / 12)
     assert found["peak_mib"] >= found["before_mib"] > 0
 
 
 def test_our_side_trains_and_reports(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = versus.arguments(["--per-step", "2", "--seed", "5"])
-    ours.main(json.dumps(versus.request(folder, args, floor=True)))
+    ours.main(json.dumps(versus.request(folder, args, floor=True, stop=2)))
     found = json.loads(capsys.readouterr().out)
-    assert found["rankings"] == 4
-    assert found["steps"] == 3
+    assert (found["rankings"], len(found["cpu_s_by_step"])) == (2, 3)
     assert found["cpu_s_by_step"] == sorted(found["cpu_s_by_step"])
     assert found["digest"] == theirs.digest(theirs.read_ids(folder / "train.ids.jsonl"))
     assert found["floor"]["tokens"] == pytest.approx(34, abs=12)  # 10 + 3 · 8 on average
@@ -219,7 +220,7 @@ def test_our_side_trains_and_reports(folder: Path, capsys: pytest.CaptureFixture
 def test_evaluations_of_our_side_change_nothing_but_the_log(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = versus.arguments(["--per-step", "2", "--seed", "5"])
     weights = []
-    for every in (0, 1):
+    for every in (0, 1):  # after every step the log has an accuracy; without, it has none
         ours.main(json.dumps(versus.request(folder, args, rate=1e-2, every=every)))
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         weights.append((folder / "ours" / "model.safetensors").read_bytes())
@@ -230,8 +231,8 @@ def test_evaluations_of_our_side_change_nothing_but_the_log(folder: Path, capsys
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl, of the bench extra")
 def test_their_side_trains_and_reports(folder: Path) -> None:
     args = versus.arguments(["--per-step", "2", "--seed", "5"])
-    found = versus.run_side("theirs", versus.request(folder, args, accumulate=2), args)
-    assert (found["steps"], found["rankings"], found["pairs_per_ranking"]) == (3, 4, 3)
+    found = versus.run_side("theirs", versus.request(folder, args, accumulate=2, stop=2), args)
+    assert (found["rankings"], len(found["cpu_s_by_step"]), found["pairs_per_ranking"]) == (2, 2, 3)
 
 
 def test_a_step_of_the_peer_has_as_many_rankings() -> None:
