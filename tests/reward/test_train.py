@@ -147,8 +147,8 @@ def test_non_finite_loss_names_the_prompts(
         encoded.update({r.prompt_id: r.answers for r in rankings})
         return rankings
 
-    def score(head: Any, groups: Any, pad_id: int) -> Any:
-        scores_BK, present_BK = originals[1](head, groups, pad_id)
+    def score(head: Any, groups: Any, pad_id: int, layout: Any) -> Any:
+        scores_BK, present_BK = originals[1](head, groups, pad_id, layout)
         return scores_BK * (torch.nan if encoded[rows[5].prompt.id] in groups else 1.0), present_BK
 
     monkeypatch.setattr(module, "encode_rankings", encode)

@@ -38,7 +38,7 @@ from starling.losses.masked import LossOutputs
 from starling.models.encode import Encoder
 from starling.models.load import load_backbone_as_scalar, load_tokenizer, longest_input, save_folder
 from starling.models.scalar_head import ScalarHead
-from starling.models.score import score_groups
+from starling.models.score import choose_layout, score_groups
 from starling.progress import SILENT, Progress
 from starling.records import RankedPrompt, content_hash
 from starling.reward.batches import EncodedRanking, encode_rankings
@@ -131,6 +131,8 @@ class _Trainer:
         self.settings = settings
         self.work = work
         self.objective = Objective(settings, seed)
+        half = self.accelerator.mixed_precision != "no"
+        self.layout = choose_layout(self.head, rankings[0].answers, pad_id, settings.layout, half)
         self.plan = plan.steps(len(rankings), settings.rankings_per_step, settings.epochs, seed)
         self.optimizer, self.scheduler = make_optimizer(head, settings.optimizer, len(self.plan))
         # where the files lie does not change the weights; what is in them does
@@ -186,7 +188,7 @@ class _Trainer:
 
     def _outputs(self, rankings: Sequence[EncodedRanking], step: int, normaliser: float) -> LossOutputs:
         selected = [self.objective.select(ranking, step) for ranking in rankings]
-        scores_BK, _ = score_groups(self.head, [r.answers for r in selected], self.pad_id)
+        scores_BK, _ = score_groups(self.head, [r.answers for r in selected], self.pad_id, self.layout)
         return self.objective(scores_BK, self.objective.targets(selected, step).to(scores_BK.device), normaliser)
 
     def _refuse(self, step: int, batch: Sequence[int], what: str) -> None:
@@ -206,7 +208,7 @@ class _Trainer:
         scored: list[torch.Tensor] = []
         order: list[int] = []
         for batch in plan.micro_batches(range(len(self.held_out)), lengths, self.settings.micro_tokens, sizes):
-            scored.append(score_groups(self.head, [self.held_out[i].answers for i in batch], self.pad_id)[0])
+            scored.append(score_groups(self.head, [self.held_out[i].answers for i in batch], self.pad_id, self.layout)[0])
             order += batch
         width = max(scores_BK.shape[1] for scores_BK in scored)
         scores_BK = torch.cat([_widened(s, width) for s in scored])
