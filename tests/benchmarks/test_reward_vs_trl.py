@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks import reward_vs_trl as versus
 from benchmarks.versus_trl import accuracy, curve, data, floor, meter, ours, theirs
@@ -226,6 +227,18 @@ def test_evaluations_of_our_side_change_nothing_but_the_log(folder: Path, capsys
         weights.append((folder / "ours" / "model.safetensors").read_bytes())
         assert [step for step, _ in found["accuracy"]] == ([1, 2, 3] if every else [])
     assert weights[0] == weights[1]
+
+
+def test_our_layouts_learn_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = versus.arguments(["--per-step", "2", "--seed", "5"])
+    weights = []
+    for layout in versus.LAYOUTS:
+        ours.main(json.dumps(versus.request(folder, args, rate=1e-3, reward={"layout": layout})))
+        assert json.loads(capsys.readouterr().out)["cpu_s"] > 0
+        weights.append(load_file(folder / "ours" / "model.safetensors"))
+    for other in weights[1:]:
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(tensor, other[name], atol=1e-4, rtol=0)  # AdamW turns rounding into part of a step
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl, of the bench extra")
