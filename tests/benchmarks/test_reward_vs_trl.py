@@ -196,10 +196,10 @@ def test_a_pause_and_the_first_steps_do_not_count(monkeypatch: pytest.MonkeyPatc
     watched.begin()  # 0
     watched.step()  # 1
     watched.step()  # 2
-    with watched.paused():  # 3 … 4
-        pass
-    watched.step()  # 5, less the pause
+    with watched.paused():  # 3 … 5
+        meter.cpu_seconds()
     watched.step()  # 6, less the pause
+    watched.step()  # 7, less the pause
     found = watched.found(per_step=3, first=1, last=3)
     assert found["cpu_s_by_step"] == [1, 2, 4, 5]
     assert (found["rankings"], found["cpu_s"]) == (6, pytest.approx((4 - 1) / 6))
