@@ -191,6 +191,8 @@ def _trial(head: Any, group: Sequence[Encoded], pad_id: int, layout: Layout) -> 
 
     parameters = list(head.parameters())
     kept = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None  # else the trial would add to it
     handle = getattr(head, "module", head).model.get_input_embeddings().register_forward_hook(catch)
     try:
         with torch.enable_grad():

@@ -94,7 +94,7 @@ def pack(groups: Sequence[Sequence[Ids]], fork_tokens: int = FORK_TOKENS) -> For
     Raises:
         ValueError: no conversation, or an empty one.
     """
-    if not groups or not all(len(ids) for group in groups for ids in group):
+    if not any(len(group) for group in groups) or not all(len(ids) for group in groups for ids in group):
         raise ValueError("pack wants at least one conversation and none without tokens")
     pieces: list[np.ndarray] = []
     segments: list[Segment] = []

@@ -60,8 +60,16 @@ def hidden_states(model: Any, forest: Forest, kernel: Kernel = "auto") -> torch.
         kernel: which attention; "auto" chooses by device, precision and layer.
 
     Raises:
-        InputError: the forest did not reach every attention layer, or a window of the model did not.
+        InputError: a conversation is longer than the model's table of positions, or the forest, or a window of the model,
+            did not reach every attention layer.
     """
+    limit = _positions(model.config.get_text_config())
+    if limit is not None and forest.longest > limit:
+        raise InputError(
+            f"A conversation has {forest.longest} tokens, the model has {limit} positions",
+            where=describe(model),
+            cure=f"cut conversations to {limit} tokens (reward.max_length)",
+        )
     row = Pass(forest, kernel)
     # a mask of four dimensions goes to every layer as it is: no mask is made, and no layer can mistake it for one of its own
     nothing = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=forest.ids_1T.device)
@@ -121,6 +129,12 @@ def refuse(model: Any) -> None:
         raise _refused(model, "its attention adds a bias of distances (ALiBi)")
     if not getattr(model, "_supports_attention_backend", False):
         raise _refused(model, "its class does not pass keyword arguments on to a registered attention")
+
+
+def _positions(config: Any) -> int | None:
+    """Positions of a model that learnt them one by one; None for rotary ones, which have no end."""
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    return None if rotary else getattr(config, "max_position_embeddings", None)
 
 
 def _expected_windows(config: Any) -> list[bool] | None:

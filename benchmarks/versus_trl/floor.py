@@ -1,0 +1,83 @@
+"""The least a ranking can cost: every different token once through every matrix, at the speed this machine multiplies.
+
+    FLOPs = 3 · ( 2 · T · Σ in·out  +  4 · A · width · layers )
+
+T are the ranking's different tokens (its prompt once, every answer once), Σ runs over the linear layers of the blocks, A are
+the attended pairs (each token with itself and what stands before it in its own conversation; one such pair costs two
+products of `width` = heads · head size), and 3 = forward + gradients of inputs + gradients of weights. Norms, activations,
+softmax, positions, the embedding, the loss and the optimiser count as nothing: no program reaches the floor.
+
+The speed is measured in the same process and with the same threads as the training: forward and both backward products of
+each linear shape of the model, at T rows, on CPU-seconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.versus_trl.meter import cpu_seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one ranking asks for."""
+
+    tokens: int
+    attended: int
+
+
+def work_of(prompt: int, responses: Sequence[int]) -> Work:
+    """Of a prompt of `prompt` tokens and answers of these many tokens behind it."""
+    attended = prompt * (prompt + 1) // 2 + sum(r * prompt + r * (r + 1) // 2 for r in responses)
+    return Work(prompt + sum(responses), attended)
+
+
+def work_of_ids(ranking: Sequence[Sequence[int]]) -> Work:
+    """The same from token ids: the prompt is what all conversations begin with."""
+    prompt = 0
+    while all(len(ids) > prompt and ids[prompt] == ranking[0][prompt] for ids in ranking):
+        prompt += 1
+    return work_of(prompt, [len(ids) - prompt for ids in ranking])
+
+
+def flops(work: Work, linears: Sequence[tuple[int, int]], width: int, layers: int) -> float:
+    """Forward and backward. `linears`: (in, out) of every linear layer in all blocks."""
+    return 3.0 * (2.0 * work.tokens * sum(i * o for i, o in linears) + 4.0 * work.attended * width * layers)
+
+
+def linears_of(model: Any) -> list[tuple[int, int]]:
+    """(in, out) of the linear layers inside the blocks of a transformers model (a block's name holds its number)."""
+    import torch
+
+    return [
+        (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and any(part.isdigit() for part in name.split("."))
+    ]
+
+
+def matmul_rate(linears: Sequence[tuple[int, int]], rows: int, repeats: int = 5) -> float:
+    """FLOPs per CPU-second of the model's own products at `rows` tokens, forward and backward; median of `repeats`."""
+    import torch
+
+    shapes = Counter(linears)
+    made = {
+        (i, o): (torch.randn(rows, i), torch.randn(o, i), torch.randn(rows, o))  # input, weight, gradient of the output
+        for i, o in shapes
+    }
+    seconds = []
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            began = cpu_seconds()
+            for shape, count in shapes.items():
+                x, w, g = made[shape]
+                for _ in range(count):
+                    torch.nn.functional.linear(x, w)
+                    g @ w
+                    g.T @ x
+            seconds.append(cpu_seconds() - began)
+    return 6.0 * rows * sum(i * o for i, o in linears) / median(seconds[1:])
