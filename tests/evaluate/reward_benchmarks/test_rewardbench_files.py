@@ -1,0 +1,191 @@
+"""RewardBench's files: rows of both versions, what the public tools write, what is damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from starling.errors import InputError
+from starling.evaluate.reward_benchmarks import rewardbench as rb
+from starling.evaluate.reward_benchmarks import rewardbench_files as files
+from starling.records import Message
+
+V1: list[dict[str, Any]] = [
+    {"prompt": "How?", "chosen": "So.", "rejected": "No.", "subset": "hep-go", "id": 5, "chosen_model": "x"},
+    {"prompt": "How?", "chosen": "Thus.", "rejected": "I do not know.", "subset": "hep-js", "id": 6},
+]
+V2: list[dict[str, Any]] = [
+    {"prompt": "2+2?", "chosen": ["4"], "rejected": ["5", "3", "22"], "num_correct": 1, "num_incorrect": 3,
+     "total_completions": 4, "subset": "Math", "id": "12"},
+    {"prompt": "A colour", "chosen": ["red", "blue"], "rejected": ["seven"], "num_correct": 2, "subset": "Ties", "id": "tied:0"},
+    {"prompt": "Sky?", "chosen": ["blue"], "rejected": ["seven", "red"], "num_correct": 1, "subset": "Ties", "id": "ref:0"},
+]  # fmt: skip
+
+
+def saved(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), "utf-8")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "data.json", "data.jsonl"])
+def test_both_versions_from_each_kind_of_file(tmp_path: Path, name: str) -> None:
+    first = files.read_data(saved(tmp_path / name, V1))
+    assert [(i.id, i.subset, i.answers, i.right) for i in first.items] == [
+        ("5", "hep-go", ("So.", "No."), 1), ("6", "hep-js", ("Thus.", "I do not know."), 1),
+    ]  # fmt: skip
+    assert first.items[0].messages == (Message(role="user", content="How?"),)
+    assert first.items[0].cluster == first.items[1].cluster, "the same prompt in two subsets is one cluster"
+    second = files.read_data(saved(tmp_path / name, V2))
+    assert [(i.id, i.answers, i.right) for i in second.items] == [
+        ("12", ("4", "5", "3", "22"), 1), ("tied:0", ("red", "blue", "seven"), 2), ("ref:0", ("blue", "seven", "red"), 1),
+    ]  # fmt: skip
+    assert first.left_out == second.left_out == {}
+
+
+def test_conversations_as_prompt_and_as_answers(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    rows = [
+        {"prompt": turns, "chosen": "yes", "rejected": "no", "subset": "shp", "id": 0},
+        {
+            "prompt": "c", "chosen": [*turns, {"role": "assistant", "content": "yes"}],
+            "rejected": [*turns, {"role": "assistant", "content": "no"}], "subset": "shp", "id": 1,
+        },
+    ]  # fmt: skip
+    one, other = files.read_data(saved(tmp_path / "d.jsonl", rows)).items
+    assert one.messages == other.messages
+    assert len(one.messages) == 3
+    assert one.answers == other.answers == ("yes", "no")
+
+
+def test_rows_that_are_no_items_are_counted(tmp_path: Path) -> None:
+    good = V1[0]
+    rows = [
+        good, good, {**good, "subset": None, "id": 1}, {**good, "prompt": 7, "id": 2}, {**good, "chosen": None, "id": 3},
+        {"prompt": "x", "subset": "hep-go", "id": 4}, {**V2[0], "num_correct": 2}, {**V2[0], "rejected": "5", "id": "13"},
+        {**V2[0], "chosen": [], "num_correct": 0, "id": "14"}, {**good, "prompt": [{"role": "robot", "content": "x"}], "id": 9},
+    ]  # fmt: skip
+    path = saved(tmp_path / "d.jsonl", rows)
+    path.write_text(path.read_text("utf-8") + "{broken\n", "utf-8")
+    found = files.read_data(path)
+    assert len(found.items) == 1
+    assert found.left_out == {
+        "id_twice": 1, "no_subset": 1, "no_prompt": 2, "answer_is_no_text": 3, "no_chosen_or_rejected": 1,
+        "num_correct_is_not_the_number_of_chosen": 1, "not_json": 1,
+    }  # fmt: skip
+
+
+def test_a_file_without_any_item_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 no_subset"):
+        files.read_data(saved(tmp_path / "d.jsonl", [{"prompt": "a"}]))
+
+
+def test_scores_written_and_read_again_give_the_same_numbers(tmp_path: Path) -> None:
+    for rows, version, measure, subset in ((V1, 1, rb.measure_v1, "hep-go"), (V2, 2, rb.measure_v2, "Ties")):
+        items = files.read_data(saved(tmp_path / "d.jsonl", rows)).items
+        scored = [(item, [float(len(item.answers) - k) for k in range(len(item.answers))]) for item in items]
+        written = files.write_public(tmp_path / f"v{version}", scored, files.Result("org/model", {subset: 1.0}), version=version)
+        assert [p.relative_to(tmp_path / f"v{version}").as_posix() for p in written] == [
+            "eval-set/org/model.json", "eval-set-scores/org/model.json",
+        ]  # fmt: skip
+        again = files.read_scores(written[1])
+        assert again.model == "org/model"
+        assert [(s.id, s.subset, s.cluster, list(s.scores), s.right) for s in again.items] == [
+            (i.id, i.subset, i.cluster, s, i.right) for i, s in scored
+        ]
+        direct = [rb.Scored(i.id, i.cluster, i.subset, tuple(s), i.right) for i, s in scored]
+        assert measure(list(again.items), seed=0, resamples=5) == measure(direct, seed=0, resamples=5)
+        assert files.read_result(written[0]).subsets == {subset: 1.0}
+
+
+def test_columns_are_those_of_the_public_scripts(tmp_path: Path) -> None:
+    items = files.read_data(saved(tmp_path / "d.jsonl", V1)).items
+    columns = files.score_columns([(i, [1.0, 1.0]) for i in items], "m", version=1)
+    assert set(columns) == {
+        "text_chosen", "text_rejected", "results", "subset", "id", "scores_chosen", "scores_rejected", "model", "model_type",
+        "chat_template",
+    }  # fmt: skip
+    assert columns["results"] == [0, 0], "a tie is a loss"
+    assert columns["id"] == [5, 6]
+    items = files.read_data(saved(tmp_path / "d.jsonl", V2)).items
+    columns = files.score_columns([(i, [1.0] * len(i.answers)) for i in items], "m", version=2)
+    assert columns["results"] == [0.25, None, None]
+    assert columns["num_correct"] == [1, 2, 1]
+
+
+def test_files_as_the_public_tools_write_them(tmp_path: Path) -> None:
+    """Templated texts, scores alone in lists, a null score, ids as numbers; the longer text is still the longer answer."""
+    columns = {
+        "text_chosen": ["<s>[INST] q [/INST] a long answer", "<s>[INST] q [/INST] b", "x"],
+        "text_rejected": ["<s>[INST] q [/INST] short", "<s>[INST] q [/INST] longer", "y"],
+        "results": [1, 0, 0], "subset": ["hep-go"] * 3, "id": [1, 2, 3], "scores_chosen": [[0.5], [0.1], None],
+        "scores_rejected": [[-1], [0.3], None], "model": "org/m", "model_type": "Seq. Classifier", "chat_template": "tulu",
+    }  # fmt: skip
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(columns), "utf-8")
+    found = files.read_scores(path)
+    assert [s.scores for s in found.items] == [(0.5, -1.0), (0.1, 0.3)]
+    assert [a > b for a, b in found.lengths] == [True, False]
+    assert found.items[0].cluster != found.items[1].cluster
+    assert found.left_out == {"no_score": 1}
+    assert (found.model, found.chat_template) == ("org/m", "tulu")
+
+
+def test_the_commands_files(tmp_path: Path) -> None:
+    items = files.read_data(saved(tmp_path / "d.jsonl", V1)).items
+    scored = [(items[0], [1.0, 0.0]), (items[1], [0.0, 1.0])]
+    summary, outputs = files.write_command(tmp_path, scored, files.Result("org/m", {"hep-go": 1.0, "hep-js": 0.0}))
+    assert (summary.name, outputs.name) == ("m.json", "m_outputs.jsonl")
+    said = json.loads(summary.read_text("utf-8"))
+    assert (said["accuracy"], said["num_prompts"], said["model"]) == (0.5, 2, "org/m")
+    assert files.read_result(summary).subsets == {"hep-go": 1.0, "hep-js": 0.0}
+    again = files.read_scores(outputs)
+    assert again.model == "m"
+    assert [s.scores for s in again.items] == [(1.0, 0.0), (0.0, 1.0)]
+    row = json.loads(outputs.read_text("utf-8").splitlines()[0])
+    assert (row["prompt"], row["results"], row["scores_chosen"]) == ("How?", 1, 1.0)
+
+
+def test_a_result_file_survives_and_its_extra_fields_too(tmp_path: Path) -> None:
+    given = {"model": "org/m", "model_type": "Custom", "chat_template": "tulu", "hep-go": 0.5, "note": "x"}
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(given), "utf-8")
+    found = files.read_result(path)
+    assert found.subsets == {"hep-go": 0.5}
+    assert files.result_object(found) == given
+
+
+@pytest.mark.parametrize("model", ["../../etc/x", "/abs/runs/reward", "plain", "a/b/c"])
+def test_a_models_name_never_leads_out_of_the_folder(tmp_path: Path, model: str) -> None:
+    items = files.read_data(saved(tmp_path / "d.jsonl", V1)).items
+    root = tmp_path / "out"
+    written = files.write_public(root, [(items[0], [1.0, 0.0])], files.Result(model, {"hep-go": 1.0}), version=1)
+    assert all(p.resolve().is_relative_to(root.resolve()) for p in written)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("{", "as JSON"), ("[1]", "no JSON object"),
+     ('{"a": [1], "b": [1, 2]}', "not equally long"), ('{"model": "m"}', "not equally"),
+     ('{"subset": ["x"], "scores_chosen": ["a"], "scores_rejected": [1]}', "1 no_score")],
+)  # fmt: skip
+def test_damaged_score_files_are_refused(tmp_path: Path, text: str, match: str) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(InputError, match=match):
+        files.read_scores(path)
+    with pytest.raises(InputError):
+        files.read_result(path)
+    with pytest.raises(InputError):
+        files.read_scores(tmp_path / "missing.json")
+    with pytest.raises(InputError, match=r"needs|no name|as JSON"):
+        files.read_result(saved(tmp_path / "r.jsonl", [{"hep-go": 1.0}]))
