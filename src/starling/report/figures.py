@@ -274,7 +274,9 @@ def reliability(
             for x, _, ci in points:
                 if ci is not None:
                     axes.vlines(x, *ci, color=color, linewidth=3, alpha=0.3)
-            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=color, label=said, markersize=4, linewidth=1)
+            axes.plot(
+                [x for x, _, _ in points], [y for _, y, _ in points], "o-", color=color, label=said, markersize=4, linewidth=1
+            )
         axes.set_xlabel("stated confidence")
         axes.set_ylabel("share right")
         axes.margins(0.03)
@@ -299,7 +301,12 @@ def growth(
             known = [(x, band) for x, band in zip(one.x, bands, strict=False) if band is not None]
             if known:
                 axes.fill_between(
-                    [x for x, _ in known], [b[0] for _, b in known], [b[1] for _, b in known], color=one.color, alpha=0.18, linewidth=0
+                    [x for x, _ in known],
+                    [b[0] for _, b in known],
+                    [b[1] for _, b in known],
+                    color=one.color,
+                    alpha=0.18,
+                    linewidth=0,
                 )
         if level is not None:
             axes.axhline(level, color=MUTED, linewidth=0.9, dashes=(3, 3))
@@ -310,7 +317,8 @@ def growth(
         axes.locator_params(axis="y", nbins=5)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=1.4, borderaxespad=0.1)
+        columns = 3 if sum(len(one.label) for one, _ in series) < 40 else 2
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, handlelength=1.4, borderaxespad=0.1)
         return _finish(figure, name, label)
 
 
@@ -332,6 +340,7 @@ def preferences(name: str, label: str, rows: Sequence[tuple[str, float, float]],
         axes.set_xlabel(x_label)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.2, borderaxespad=0.1)
         return _finish(figure, name, label)
+
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
     """Mean over the last `window` values (fewer at the start)."""

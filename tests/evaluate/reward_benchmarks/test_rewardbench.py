@@ -103,7 +103,7 @@ def test_v1_on_items_equals_subset_accuracies_through_the_sections() -> None:
     sections = rb.section_scores(accuracy)
     assert found["accuracy"] == pytest.approx(rb.overall(sections))
     assert {s: found["parts"][s]["accuracy"] for s in sections} == pytest.approx(sections)
-    assert {s: found["parts"][s]["accuracy"] for s in SUBSETS} == pytest.approx(accuracy)
+    assert {s: found["subsets"][s]["accuracy"] for s in SUBSETS} == pytest.approx(accuracy)
     assert found["parts"]["Chat"]["n"] == 5 * 8
     assert found["ci"][0] < found["accuracy"] < found["ci"][1]
     assert (found["n"], found["clusters"], found["missing"], found["left_out"]) == (23 * 8, 23 * 6, [], {})
@@ -111,7 +111,17 @@ def test_v1_on_items_equals_subset_accuracies_through_the_sections() -> None:
 
 
 def test_v1_tie_is_a_loss() -> None:
-    assert rb.measure_v1([Scored("1", "1", "hep-go", (1.0, 1.0))], seed=0)["parts"]["hep-go"]["accuracy"] == 0.0
+    assert rb.measure_v1([Scored("1", "1", "hep-go", (1.0, 1.0))], seed=0)["subsets"]["hep-go"]["accuracy"] == 0.0
+
+
+def test_verdicts_weighted_give_the_same_numbers() -> None:
+    items = [i for n, i in enumerate(v1_items()) if n % 3]  # subsets of unequal sizes
+    mean = sum(v.value * v.weight for v in rb.verdicts_v1(items)) / sum(v.weight for v in rb.verdicts_v1(items))
+    assert mean == pytest.approx(rb.measure_v1(items, seed=0, resamples=2)["accuracy"])
+    two = v2_items(np.random.default_rng(4))[3:]
+    found = rb.measure_v2(two, seed=0, resamples=2)["parts"]
+    mean = sum(v.value * v.weight for v in rb.verdicts_v2(two)) / sum(v.weight for v in rb.verdicts_v2(two))
+    assert mean == pytest.approx(np.mean([found[d]["accuracy"] for d in rb.DOMAINS]))
 
 
 def test_v1_with_prior_sets() -> None:

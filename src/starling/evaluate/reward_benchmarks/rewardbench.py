@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from starling.evaluate.reward_benchmarks import intervals
+from starling.evaluate.reward_benchmarks.compare import Verdict
 from starling.evaluate.reward_benchmarks.intervals import Floats
 
 EXAMPLE_COUNTS: dict[str, int] = {
@@ -102,8 +103,8 @@ def measure_v1(items: Sequence[Scored], *, seed: int, resamples: int = intervals
 
     Returns:
         accuracy (overall without prior sets; None unless every section has an item), ci, with_prior_sets, with_prior_sets_ci
-        (None without all four prior sets), n, clusters, parts (section or subset → accuracy, ci, n), missing (subsets without
-        an item), left_out (reason → count).
+        (None without all four prior sets), n, clusters, parts (section → accuracy, ci, n), subsets (the same), missing (subsets
+        without an item), left_out (reason → count).
     """
     known = [*EXAMPLE_COUNTS, *PRIOR_SETS, *OTHER_PRIOR_SETS]
     kept = [i for i in items if i.subset in known and len(i.scores) == 2]
@@ -132,11 +133,11 @@ def measure_v1(items: Sequence[Scored], *, seed: int, resamples: int = intervals
         for m, section in enumerate(SECTIONS)
         if groups[section]
     }
-    parts |= {s: _part(found, last + 2 + k, int(counts[k])) for s, k in at.items()}
+    singles = {s: _part(found, last + 2 + k, int(counts[k])) for s, k in at.items()}
     return {
         "accuracy": found.value(last), "ci": found.ci(last), "with_prior_sets": found.value(last + 1),
         "with_prior_sets_ci": found.ci(last + 1), "n": len(kept), "clusters": len(names), "parts": parts,
-        "missing": [s for s in EXAMPLE_COUNTS if s not in at], "left_out": left_out,
+        "subsets": singles, "missing": [s for s in EXAMPLE_COUNTS if s not in at], "left_out": left_out,
     }  # fmt: skip
 
 
@@ -259,6 +260,28 @@ def _fault_v2(item: Scored) -> str:
     if item.subset.lower() not in {d.lower() for d in DOMAINS}:
         return "unknown_subset"
     return "" if len(item.scores) > 1 else "one_answer"
+
+
+# ── single items, to compare models on ───────────────────────────────────────────────────────────────────────────────
+
+
+def verdicts_v1(items: Sequence[Scored]) -> list[Verdict]:
+    """Each pair of the four sections, weighted so that their weighted mean is the overall number (of the sections there)."""
+    known = [i for i in items if i.subset in EXAMPLE_COUNTS and len(i.scores) == 2]
+    n = Counter(i.subset for i in known)
+    weights: dict[str, float] = {}
+    for members in SECTIONS.values():
+        whole = sum(EXAMPLE_COUNTS[s] for s in members if s in n)
+        weights |= {s: EXAMPLE_COUNTS[s] / whole / n[s] for s in members if s in n}
+    return [Verdict(f"{i.subset}/{i.id}", i.cluster, float(i.scores[0] > i.scores[1]), weights[i.subset]) for i in known]
+
+
+def verdicts_v2(items: Sequence[Scored]) -> list[Verdict]:
+    """Each item of the five domains, every domain with the same weight. Ties is no mean over items and has no part in this."""
+    domains = {d.lower() for d in DOMAINS}
+    known = [i for i in items if i.subset.lower() in domains and len(i.scores) > 1]
+    n = Counter(i.subset.lower() for i in known)
+    return [Verdict(f"{i.subset}/{i.id}", i.cluster, first_of(i.scores), 1 / n[i.subset.lower()]) for i in known]
 
 
 # ── shared ───────────────────────────────────────────────────────────────────────────────────────────────────────────
