@@ -28,7 +28,7 @@ def answers(k: int, n: int = 40) -> list[Answers]:
 def result(name: str, value: float, k: int, **more: Any) -> dict[str, Any]:
     return {
         "benchmark": name, "accuracy": value, "ci": [value - 0.03, value + 0.03], "n": 40, "clusters": 20,
-        "parts": {"one": {"accuracy": value, "ci": None, "n": 20}, EVIL: 0.5}, 
+        "parts": {"one": {"accuracy": value, "ci": None, "n": 20}, EVIL: 0.5},
         "baselines": {"chance": 0.5, "longest": {"accuracy": 0.62}},
         "left_out": {"no_score": 3}, **diagnose(answers(k), seed=0, resamples=20), **more,
     }  # fmt: skip

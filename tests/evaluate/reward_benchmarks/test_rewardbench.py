@@ -254,3 +254,33 @@ def test_v2_interval_of_a_domain_is_the_clustered_one() -> None:
     part: dict[str, Any] = rb.measure_v2(items, seed=0, resamples=2000)["parts"]["Math"]
     half = 1.96 * (part["accuracy"] * (1 - part["accuracy"]) / 100) ** 0.5
     assert part["ci"] == pytest.approx([part["accuracy"] - half, part["accuracy"] + half], abs=0.02)
+
+
+# ── whole ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_trivial_scorers_go_through_the_same_arithmetic() -> None:
+    items = v1_items()
+    lengths = [(20, 10) if i.subset.startswith("alpacaeval") else (10, 20) for i in items]
+    found = rb.benchmark(items, lengths, version=1, seed=0, resamples=20)
+    longest = found["baselines"]["longest"]["parts"]
+    assert longest["Chat"] == pytest.approx(290 / 358)
+    assert longest["Reasoning"] == 0.0
+    assert found["baselines"]["longest"]["accuracy"] == pytest.approx(290 / 358 / 4)
+    assert found["baselines"]["shortest"]["accuracy"] == pytest.approx((68 / 358 + 3) / 4)
+    assert found["baselines"]["chance"]["accuracy"] == 0.5
+    assert found["benchmark"] == "rewardbench"
+    assert found["length"]["pairs"] == found["n"]
+    assert found["calibration"]["n"] == found["n"]
+    assert found["accuracy"] == rb.measure_v1(items, seed=0, resamples=20)["accuracy"]
+
+
+def test_version_2_whole() -> None:
+    items = v2_items(np.random.default_rng(1))
+    lengths = [tuple(range(len(i.scores), 0, -1)) for i in items]  # the first answer is the longest everywhere
+    found = rb.benchmark(items, lengths, version=2, seed=0, resamples=20)
+    assert found["benchmark"] == "rewardbench-2"
+    assert [found["baselines"]["longest"]["parts"][d] for d in rb.DOMAINS] == [1.0] * 5
+    assert [found["baselines"]["shortest"]["parts"][d] for d in rb.DOMAINS] == [0.0] * 5
+    assert found["best_of_n"]["prompts"] > 0
+    assert found["n"] == len(items)

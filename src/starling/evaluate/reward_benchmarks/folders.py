@@ -87,15 +87,20 @@ def _is_result(result: Any) -> bool:
 
 
 def _verdict(row: Mapping[str, Any] | None) -> tuple[str, Verdict] | None:
-    if row is None:
+    row = row or {}
+    benchmark, name, cluster = (row.get(key) for key in ("benchmark", "id", "cluster"))
+    value, weight = (_finite(row.get(key)) for key in ("value", "weight"))
+    if not (isinstance(benchmark, str) and isinstance(name, str) and isinstance(cluster, str)):
         return None
-    texts = [row.get(name) for name in ("benchmark", "id", "cluster")]
-    numbers = [row.get(name) for name in ("value", "weight")]
-    if not all(isinstance(t, str) for t in texts):
+    if value is None or weight is None or weight <= 0:
         return None
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and isfinite(n) for n in numbers) or numbers[1] <= 0:  # type: ignore[operator]
+    return benchmark, Verdict(name, cluster, value, weight)
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         return None
-    return str(texts[0]), Verdict(str(texts[1]), str(texts[2]), float(numbers[0]), float(numbers[1]))  # type: ignore[arg-type]
+    return float(value)
 
 
 def compare_folders(folders: Sequence[Path], *, seed: int = 0) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:

@@ -21,15 +21,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from starling.evaluate.reward_benchmarks import intervals
 from starling.evaluate.reward_benchmarks.compare import Verdict
+from starling.evaluate.reward_benchmarks.diagnosis import Answers, diagnose
 from starling.evaluate.reward_benchmarks.intervals import Floats
 
+NAMES = {1: "rewardbench", 2: "rewardbench-2"}
 EXAMPLE_COUNTS: dict[str, int] = {
     "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
     "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
@@ -260,6 +262,46 @@ def _fault_v2(item: Scored) -> str:
     if item.subset.lower() not in {d.lower() for d in DOMAINS}:
         return "unknown_subset"
     return "" if len(item.scores) > 1 else "one_answer"
+
+
+# ── the whole benchmark ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def benchmark(
+    items: Sequence[Scored],
+    lengths: Sequence[Sequence[int]],
+    *,
+    version: int,
+    seed: int,
+    resamples: int = intervals.RESAMPLES,
+) -> dict[str, Any]:
+    """The measure of a version with trivial scorers beside it, and what all benchmarks share (length, calibration, best of n).
+
+    Args:
+        items: scored, right answers first.
+        lengths: of each item's answers, or of the conversations that end with them, in characters.
+        version: 1 or 2.
+
+    Returns:
+        the measure's result, and benchmark, baselines (longest, shortest: accuracy and parts through the same arithmetic; in
+        version 1 also chance), length, calibration …, see `diagnosis.diagnose`.
+    """
+    measure = measure_v1 if version == 1 else measure_v2
+    baselines: dict[str, Any] = {"chance": {"accuracy": 0.5}} if version == 1 else {}
+    for name, sign in (("longest", 1), ("shortest", -1)):
+        trivial = [replace(i, scores=tuple(float(sign * n) for n in ns)) for i, ns in zip(items, lengths, strict=True)]
+        found = measure(trivial, seed=seed, resamples=1)
+        parts = {part: value["accuracy"] for part, value in found["parts"].items()}
+        baselines[name] = {"accuracy": found["accuracy"], "parts": parts}
+    answers = [
+        Answers(i.cluster, i.scores, tuple(float(k < i.right) for k in range(len(i.scores))), tuple(ns))
+        for i, ns in zip(items, lengths, strict=True)
+        if len(i.scores) > 1
+    ]
+    return {
+        "benchmark": NAMES[version], **measure(items, seed=seed, resamples=resamples), "baselines": baselines,
+        **diagnose(answers, seed=seed, resamples=resamples),
+    }  # fmt: skip
 
 
 # ── single items, to compare models on ───────────────────────────────────────────────────────────────────────────────
