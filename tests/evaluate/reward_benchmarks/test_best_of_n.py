@@ -85,6 +85,14 @@ def test_prompts_with_too_few_answers_are_counted_not_mixed_in() -> None:
     assert found["n"][0]["truth"] == pytest.approx(1.0)
 
 
+def test_one_prompt_with_more_answers_does_not_set_the_size_for_all() -> None:
+    truths = [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0, 2.0, 3.0]]
+    found = best_of_n.curve(truths, truths, ["a", "b", "c"], seed=0)
+    assert [row["n"] for row in found["n"]] == [1, 2]
+    assert (found["prompts"], found["left_out"]) == (3, {})
+    assert found["n"][1]["truth"] == pytest.approx((1 + 1 + 14 / 6) / 3)  # of six pairs the maxima are 1, 2, 2, 3, 3, 3
+
+
 def test_no_prompt_that_could_be_used() -> None:
     found = best_of_n.curve([[1.0]], [[1.0]], ["a"], seed=0)
     assert found["n"] == []

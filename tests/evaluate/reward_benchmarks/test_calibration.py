@@ -66,6 +66,8 @@ def test_ties_share() -> None:
     of = cal.choices([[1.0, 1.0], [2.0, 1.0, 0.0]], [[1, 0], [1, 1, 0]], ["a", "b"])
     found = cal.measure(of, cal.log_chances(of.scores_NK, 1.0), seed=0, bins=1)
     assert found["accuracy"] == pytest.approx((0.5 + 1.0) / 2)
+    chance = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
+    assert found["log_loss"] == pytest.approx((log(2) - 0.5 * log(chance[0]) - 0.5 * log(chance[1])) / 2)
 
 
 def test_equal_confidences_are_never_split() -> None:

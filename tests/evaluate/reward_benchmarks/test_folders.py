@@ -26,6 +26,7 @@ def test_what_is_written_is_read_again_and_has_the_same_bytes(tmp_path: Path) ->
     assert folders.read(tmp_path / "x") == given
     for name in (folders.RESULTS_FILE, folders.VERDICTS_FILE):
         assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "y" / name).read_bytes()
+    assert (tmp_path / "x" / folders.VERDICTS_FILE).read_bytes()[4:8] == bytes(4), "gzip holds no time"
 
 
 def test_folders_are_compared_by_item(tmp_path: Path) -> None:

@@ -50,6 +50,18 @@ def test_a_statistic_that_most_resamples_lack_has_no_interval() -> None:
     assert found.ci(1) is None
 
 
+def test_an_interval_needs_half_of_the_resamples() -> None:
+    def often_missing(
+        totals: np.ndarray[tuple[int, int], np.dtype[np.float64]],
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        return np.where(totals == 3.0, totals, np.nan)  # of three clusters the resample is the data itself in 1 of 3 cases or so
+
+    found = intervals.bootstrap(np.array([[0.0], [1.0], [2.0]]), often_missing, seed=0)
+    assert found.value() == 3.0
+    assert 0 < np.isfinite(found.draws_RM).mean() < 0.5
+    assert found.ci() is None
+
+
 def test_basic_interval_is_the_reflected_one() -> None:
     found = intervals.mean([0.0, 1.0, 1.0, 5.0], ["a", "b", "c", "d"], seed=0)
     low, high = found.ci()  # type: ignore[misc]

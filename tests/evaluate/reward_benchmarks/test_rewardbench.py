@@ -247,6 +247,14 @@ def test_v2_what_cannot_be_scored_is_counted() -> None:
     assert found["missing"] == [*rb.DOMAINS, "Ties"]
 
 
+def test_v2_ties_alone_have_their_number() -> None:
+    items = [i for i in v2_items(np.random.default_rng(2)) if i.subset == "Ties"]
+    found = rb.measure_v2(items, seed=0, resamples=100)
+    assert found["parts"]["Ties"]["accuracy"] == pytest.approx(public_ties(items))
+    assert found["parts"]["Ties"]["ci"] is not None
+    assert (found["accuracy"], found["missing"]) == (None, list(rb.DOMAINS))
+
+
 def test_v2_interval_of_a_domain_is_the_clustered_one() -> None:
     rng = np.random.default_rng(0)
     items = [Scored(str(i), f"c{i // 4}", "Math", (float(rng.random() < 0.6), 0.5, 0.4, 0.3)) for i in range(400)]

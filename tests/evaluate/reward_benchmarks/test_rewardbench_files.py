@@ -164,12 +164,17 @@ def test_a_result_file_survives_and_its_extra_fields_too(tmp_path: Path) -> None
     assert files.result_object(found) == given
 
 
-@pytest.mark.parametrize("model", ["../../etc/x", "/abs/runs/reward", "plain", "a/b/c"])
-def test_a_models_name_never_leads_out_of_the_folder(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("../../etc/x", "etc/x"), ("/abs/runs/reward", "runs/reward"), ("plain", "plain"), ("a/b/c", "b/c"), ("../x", "x")],
+)
+def test_a_models_name_never_leads_out_of_the_folder(tmp_path: Path, model: str, name: str) -> None:
     items = files.read_data(saved(tmp_path / "d.jsonl", V1)).items
     root = tmp_path / "out"
     written = files.write_public(root, [(items[0], [1.0, 0.0])], files.Result(model, {"hep-go": 1.0}), version=1)
-    assert all(p.resolve().is_relative_to(root.resolve()) for p in written)
+    assert written == [root / folder / f"{name}.json" for folder in ("eval-set", "eval-set-scores")]
+    with pytest.raises(InputError, match="no name for a file"):
+        files.write_public(root, [], files.Result("/..", {}), version=1)
 
 
 @pytest.mark.parametrize(
