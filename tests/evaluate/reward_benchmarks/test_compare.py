@@ -60,6 +60,19 @@ def test_random_flips_agree_with_scipy(kind: str) -> None:
     assert compare.sign_flip_p(values, seed=0) == pytest.approx(expected, abs=0.004)
 
 
+def test_many_different_sizes_take_the_normal_limit_of_the_same_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).normal(0.06, 1, 1500)
+    limit = compare.sign_flip_p(values, seed=0)
+    monkeypatch.setattr(compare, "MANY_SIZES", 10**9)
+    assert limit == pytest.approx(compare.sign_flip_p(values, seed=0, flips=20_000), abs=0.005)
+    assert 0.005 < limit < 0.2
+
+
+def test_sizes_that_differ_by_rounding_only_are_one_size() -> None:
+    rough = [0.3 - 0.2] * 10 + [0.1] * 10 + [-(0.7 - 0.6)] * 5
+    assert compare.sign_flip_p(rough, seed=0) == compare.sign_flip_p([1.0] * 20 + [-1.0] * 5, seed=0)
+
+
 names = st.integers(2, 7).flatmap(
     lambda n: st.tuples(st.just([f"m{i}" for i in range(n)]), st.sets(st.sampled_from(list(combinations(range(n), 2)))))
 )

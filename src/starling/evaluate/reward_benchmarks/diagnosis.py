@@ -45,7 +45,7 @@ def diagnose(items: Sequence[Answers], *, seed: int, resamples: int = intervals.
     """length, correlation (with an item of three answers or more), calibration (with an item that has a best answer) and
     best_of_n (with an item of three answers or more: with two it says what the accuracy says).
     """
-    pairs = [p for i in items for p in length.pairs_of(i.lengths, i.truths, i.scores, i.cluster)]
+    pairs = (p for i in items for p in length.pairs_of(i.lengths, i.truths, i.scores, i.cluster))
     found: dict[str, Any] = {"length": length.measure(pairs, seed=seed, resamples=resamples)}
     decided = [i for i in items if len(set(i.truths)) > 1]
     if decided:

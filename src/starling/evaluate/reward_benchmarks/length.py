@@ -13,7 +13,8 @@ AlpacaEval does. A model's tie is half a preference for each side in the shares,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -53,35 +54,30 @@ def pairs_of(lengths: Sequence[int], truths: Sequence[float], scores: Sequence[f
 def gap_class(better: int, worse: int) -> int:
     """Which class of `GAPS` a pair belongs to: 0 is matched, len(GAPS) the widest; an empty answer counts as one character."""
     longer, shorter = max(better, worse, 1), max(min(better, worse), 1)
-    return int(np.searchsorted(GAPS, longer / shorter, side="left"))
+    return bisect_left(GAPS, longer / shorter)
 
 
-def measure(pairs: Sequence[Pair], *, seed: int, resamples: int = intervals.RESAMPLES) -> dict[str, Any]:
+def measure(pairs: Iterable[Pair], *, seed: int, resamples: int = intervals.RESAMPLES) -> dict[str, Any]:
     """Shares, accuracies by gap and the matched accuracy, each with an interval over clusters.
+
+    Args:
+        pairs: read once and kept as sums per cluster, so there may be millions.
 
     Returns:
         pairs, clusters, truth_longer, model_longer, excess (model less truth), each with _ci, over pairs of different length;
         accuracy_longer_right, accuracy_shorter_right, matched (with _ci and _n), by_gap (rows: from, to, n, accuracy, ci,
         truth_longer, model_longer). A number is None where no pair belongs to it.
     """
-    if not pairs:
-        return {"pairs": 0, "clusters": 0, "by_gap": []}
     classes = len(GAPS) + 1
-    rows = np.zeros((len(pairs), 8 + 6 * classes))
-    for row, pair in zip(rows, pairs, strict=True):
-        sign = 1 if pair.better > pair.worse else -1 if pair.better < pair.worse else 0
-        liked = 0.5 * (1 + np.sign(pair.margin))  # of the better one: 1, ½ or 0
-        right = float(pair.margin > 0)
-        gap = gap_class(pair.better, pair.worse)
-        if sign:
-            row[0:4] = float(sign > 0), 1, liked if sign > 0 else 1 - liked, 1
-            row[4:8] = (right, 1, 0, 0) if sign > 0 else (0, 0, right, 1)
-        at = 8 + 2 * gap
-        row[at : at + 2] = right, 1
-        at = 8 + 2 * classes + 4 * gap
-        if sign:
-            row[at : at + 4] = float(sign > 0), 1, liked if sign > 0 else 1 - liked, 1
-    names, summed = intervals.totals([p.cluster for p in pairs], rows)
+    sums: dict[str, Floats] = {}
+    for pair in pairs:
+        row = sums.get(pair.cluster)
+        if row is None:
+            row = sums[pair.cluster] = np.zeros(8 + 6 * classes)
+        _add(row, pair)
+    if not sums:
+        return {"pairs": 0, "clusters": 0, "by_gap": []}
+    summed = np.stack([sums[name] for name in sorted(sums)])
 
     def statistic(totals: Floats) -> Floats:
         found = intervals.ratios(totals)
@@ -90,7 +86,7 @@ def measure(pairs: Sequence[Pair], *, seed: int, resamples: int = intervals.RESA
     found = intervals.bootstrap(summed, statistic, seed=seed, resamples=resamples)
     counts = summed.sum(0)[1::2]
     last = len(found.values_M) - 1
-    result: dict[str, Any] = {"pairs": len(pairs), "clusters": len(names)}
+    result: dict[str, Any] = {"pairs": int(counts[4 : 4 + classes].sum()), "clusters": len(sums)}
     named = {
         "truth_longer": 0,
         "model_longer": 1,
@@ -112,6 +108,22 @@ def measure(pairs: Sequence[Pair], *, seed: int, resamples: int = intervals.RESA
         if counts[4 + g]
     ]  # fmt: skip
     return result
+
+
+def _add(row: Floats, pair: Pair) -> None:
+    """Add a pair to its cluster's sums: (sum, count) of truth and model preferring the longer, of right answers where the longer
+    and where the shorter is better, of right answers by gap; then of truth and model by gap."""
+    sign = (pair.better > pair.worse) - (pair.better < pair.worse)
+    right, gap = float(pair.margin > 0), gap_class(pair.better, pair.worse)
+    liked = 0.5 * (1 + (pair.margin > 0) - (pair.margin < 0))  # of the better one: 1, ½ or 0
+    at = 8 + 2 * gap
+    row[at : at + 2] += right, 1
+    if sign:
+        shares = float(sign > 0), 1, liked if sign > 0 else 1 - liked, 1
+        row[0:4] += shares
+        row[4 if sign > 0 else 6 : 6 if sign > 0 else 8] += right, 1
+        at = 8 + 2 * (len(GAPS) + 1) + 4 * gap
+        row[at : at + 4] += shares
 
 
 def correlation(
