@@ -100,6 +100,26 @@ def test_numbers_baselines_and_what_was_left_out_are_there(page: str) -> None:
     assert page.count("<figure>") == 1 + 3 + 3 + 1 + 3
 
 
+def test_trivial_scorers_stand_beside_the_parts_too() -> None:
+    plain = {"benchmark": "b", "accuracy": 0.8, "ci": None, "n": 9, "parts": {"x": 0.7, "y": 0.9}, "baselines": {"chance": 0.5}}
+    told = {**plain, "baselines": {"longest": {"accuracy": 0.5, "parts": {"x": 0.8, "y": {"accuracy": 0.2}, "z": None}}}}
+    assert reward_page._bars_of_parts(told) == {"x": [0.8], "y": [0.2]}
+    ticks = [reward_page.render({"m": [r]}).count("Orange ticks: trivial scorers.") for r in (plain, told)]
+    assert ticks == [0, 1]
+
+
+def test_prior_sets_are_said_where_there_are_any() -> None:
+    found = {
+        "benchmark": "rewardbench",
+        "accuracy": 0.8,
+        "ci": None,
+        "n": 9,
+        "with_prior_sets": 0.75,
+        "with_prior_sets_ci": [0.7, 0.8],
+    }
+    assert "half weight: 75.0 % (70.0 to 80.0 %)" in text_of(reward_page.render({"m": [found]}))
+
+
 @pytest.mark.parametrize(("low", "high", "verdict"), [(0.63, 0.7, "better"), (0.5, 0.61, "worse"), (0.6, 0.63, "open")])
 def test_better_means_the_interval_excludes_the_best_baseline(low: float, high: float, verdict: str) -> None:
     bars = [reward_page.Line("chance", 0.5, None, None), reward_page.Line("longest", 0.62, None, None)]

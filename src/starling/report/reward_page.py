@@ -173,7 +173,7 @@ def _panel(result: Result, anchor: str) -> Panel:
     line = Line(str(result["benchmark"]), result.get("accuracy"), result.get("ci"), result.get("n"))
     parts, baselines = _lines(result.get("parts")), _lines(result.get("baselines"))
     subsets = _lines(result.get("subsets"))
-    drawn = [*_parts_figure(parts, anchor), *_calibration_figure(result.get("calibration"), anchor)]
+    drawn = [*_parts_figure(parts, _bars_of_parts(result), anchor), *_calibration_figure(result.get("calibration"), anchor)]
     drawn += [*_growth_figure(result.get("best_of_n"), anchor), *_length_figures(result.get("length"), anchor)]
     return Panel(
         name=line.name.replace("_", " "), anchor=anchor, line=line, parts=parts + subsets, baselines=baselines,
@@ -185,6 +185,9 @@ def _panel(result: Result, anchor: str) -> Panel:
 def _facts(result: Result) -> list[str]:
     """Length, calibration and best-of-n in sentences."""
     said = []
+    if result.get("with_prior_sets") is not None:
+        bounds = _in(result.get("with_prior_sets_ci"))
+        said.append(f"With the four prior sets at half weight: {percent(result['with_prior_sets'])}{bounds}.")
     length, correlation = result.get("length") or {}, result.get("correlation") or {}
     if length.get("model_longer") is not None:
         said.append(
@@ -266,11 +269,22 @@ def _overview(panels: Sequence[Panel], anchor: str) -> list[Figure]:
     return [Figure(title="Accuracy beside trivial scorers", svg=svg, note=note)]
 
 
-def _parts_figure(parts: Sequence[Line], anchor: str) -> list[Figure]:
-    rows = _rows(parts)
+def _parts_figure(parts: Sequence[Line], bars: Mapping[str, Sequence[float]], anchor: str) -> list[Figure]:
+    rows = _rows(parts, bars)
     if len(rows) < 2:
         return []
-    return [Figure(title="Parts", svg=figures.against(f"{anchor}-parts", "Accuracy by part", rows, x_label="accuracy"))]
+    svg = figures.against(f"{anchor}-parts", "Accuracy by part", rows, x_label="accuracy")
+    return [Figure(title="Parts", svg=svg, note="Orange ticks: trivial scorers." if any(bars.values()) else "")]
+
+
+def _bars_of_parts(result: Result) -> dict[str, list[float]]:
+    """Part → what trivial scorers reach on it, where a baseline says."""
+    found: dict[str, list[float]] = {}
+    for baseline in (result.get("baselines") or {}).values():
+        for line in _lines(baseline.get("parts") if isinstance(baseline, Mapping) else None):
+            if line.value is not None:
+                found.setdefault(line.name, []).append(line.value)
+    return found
 
 
 def _calibration_figure(found: Mapping[str, Any] | None, anchor: str) -> list[Figure]:
