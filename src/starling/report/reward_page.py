@@ -221,7 +221,8 @@ def _facts(result: Result) -> list[str]:
 def _calibration_fact(found: Mapping[str, Any]) -> str:
     raw, fitted = found["raw"], found["fitted"]
     said = (
-        f"Calibration error {number(raw['ece'])}{_in(raw['ece_ci'], False)} over {raw['bins']} bins of equal mass, Brier score "
+        f"Calibration error {number(raw['ece'])}{_in(raw['ece_ci'], False)} over {raw['bins']} bins of equal mass "
+        f"(a calibrated model would show {number(raw['ece_noise'][0])}), Brier score "
         f"{number(raw['brier'])} (equal chances: {number(found['baseline']['brier'])}), log loss {number(raw['log_loss'])} "
         f"({number(found['baseline']['log_loss'])})."
     )

@@ -102,9 +102,10 @@ def test_no_best_temperature(margins: list[float]) -> None:
 def test_a_calibrated_model_shows_no_error_and_an_overconfident_one_does() -> None:
     honest = cal.calibrate(pairs(drawn(6000, 1.0)), seed=0, resamples=200)
     assert honest["raw"]["rms_debiased"] < 0.02
-    assert honest["raw"]["ece_ci"][0] < 0.01
+    assert honest["raw"]["ece_ci"][0] == 0.0
+    assert honest["raw"]["ece"] < honest["raw"]["ece_noise"][1]
     loud = cal.calibrate(pairs(3 * drawn(6000, 1.0)), seed=0, resamples=200)
-    assert loud["raw"]["ece"] > 0.08
+    assert loud["raw"]["ece"] > 0.08 > loud["raw"]["ece_noise"][1]
     assert loud["raw"]["ece_ci"][0] > 0.05
     assert loud["raw"]["ece_ci"][0] < loud["raw"]["ece"] < loud["raw"]["ece_ci"][1]
     assert loud["temperature"] == pytest.approx(3, rel=0.1)
@@ -116,13 +117,15 @@ def test_a_calibrated_model_shows_no_error_and_an_overconfident_one_does() -> No
 
 def test_debiased_error_is_zero_on_average_where_the_plain_one_is_not() -> None:
     """40 calibrated sets of 300 pairs: the plain ECE is around .05, the debiased squares have mean 0."""
-    plain, squares = [], []
+    plain, squares, noise = [], [], []
     for seed in range(40):
         of = pairs(drawn(300, 1.0, seed))
-        found = cal.measure(of, cal.log_chances(of.scores_NK, 1.0), seed=0, resamples=2)
+        found = cal.measure(of, cal.log_chances(of.scores_NK, 1.0), seed=0, resamples=40)
         plain.append(found["ece"])
+        noise.append(found["ece_noise"][0])
         squares.append(found["rms_debiased"])
     assert np.mean(plain) > 0.04
+    assert np.mean(noise) == pytest.approx(np.mean(plain), rel=0.1), "the noise says how large the plain one is by chance"
     assert np.median(squares) < 0.04
 
 
