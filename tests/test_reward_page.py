@@ -102,7 +102,7 @@ def test_numbers_baselines_and_what_was_left_out_are_there(page: str) -> None:
 
 def test_trivial_scorers_stand_beside_the_parts_too() -> None:
     plain = {"benchmark": "b", "accuracy": 0.8, "ci": None, "n": 9, "parts": {"x": 0.7, "y": 0.9}, "baselines": {"chance": 0.5}}
-    told = {**plain, "baselines": {"longest": {"accuracy": 0.5, "parts": {"x": 0.8, "y": {"accuracy": 0.2}, "z": None}}}}
+    told = {**plain, "part_baselines": {"longest": {"x": 0.8, "y": {"accuracy": 0.2}, "z": None}}}
     assert reward_page._bars_of_parts(told) == {"x": [0.8], "y": [0.2]}
     ticks = [reward_page.render({"m": [r]}).count("Orange ticks: trivial scorers.") for r in (plain, told)]
     assert ticks == [0, 1]

@@ -1,10 +1,10 @@
 """The page of reward benchmarks: the results of one or more reward models as one self-contained HTML text.
 
-It reads plain results, those that `starling evaluate reward` writes, so it knows neither files of scores nor the measures. A
-result is a dict: `benchmark`, `accuracy`, `ci`, `n`, `parts` and `baselines` (name → number, or a dict with `accuracy`, `ci`,
-`n`), `left_out` (reason → count); and where measured `clusters`, `missing`, `subsets` (as parts, finer), `length`,
-`correlation`, `calibration`, `best_of_n`, as the modules of those names give them. Everything a model or a user wrote is
-escaped by the template; equal results give equal bytes.
+It reads plain results, those that `starling evaluate reward` writes, so it knows neither files of scores nor the measures. A result
+is a dict: `benchmark`, `accuracy`, `ci`, `n`, `parts` and `baselines` (name → number, or a dict with `accuracy`, `ci`, `n`),
+`left_out` (reason → count); and where measured `clusters`, `missing`, `subsets` (as parts, finer), `part_baselines` (scorer → part
+→ accuracy), `length`, `correlation`, `calibration`, `best_of_n`, as the modules of those names give them. Everything a model or a
+user wrote is escaped by the template; equal results give equal bytes.
 """
 
 from __future__ import annotations
@@ -281,8 +281,8 @@ def _parts_figure(parts: Sequence[Line], bars: Mapping[str, Sequence[float]], an
 def _bars_of_parts(result: Result) -> dict[str, list[float]]:
     """Part → what trivial scorers reach on it, where a baseline says."""
     found: dict[str, list[float]] = {}
-    for baseline in (result.get("baselines") or {}).values():
-        for line in _lines(baseline.get("parts") if isinstance(baseline, Mapping) else None):
+    for parts in (result.get("part_baselines") or {}).values():
+        for line in _lines(parts):
             if line.value is not None:
                 found.setdefault(line.name, []).append(line.value)
     return found

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starling.evaluate.reward_benchmarks import rewardbench as rb
-from starling.evaluate.reward_benchmarks.rewardbench import Scored
+from starling.evaluate.reward_benchmarks.items import Item, Scored
 
 SUBSETS = [
     "alpacaeval-easy",
@@ -42,6 +42,14 @@ RM_7B = dict(zip(SUBSETS, (.99, .979, 1.0, .964, .925, .757, .80, .313, .239, .4
                            .848, .841, .841, .787, .799), strict=True))  # fmt: skip
 RM_34B = dict(zip(SUBSETS, (.99, .926, 1.0, .964, .95, .919, .91, .313, .391, .766, .478, .84, .97, .974, .936, .618, .852, .896,
                             .927, .945, .951, .915, .866), strict=True))  # fmt: skip
+
+
+def scored(
+    name: str, cluster: str, subset: str, scores: tuple[float, ...], right: int = 1, texts: tuple[str, ...] = ()
+) -> Scored:
+    truth = tuple(float(k < right) for k in range(len(scores)))
+    answers = texts or ("",) * len(scores)
+    return Scored(Item(id=name, cluster=cluster, subset=subset, messages=(), answers=answers, truth=truth), scores)
 
 
 # ── published figures ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -90,7 +98,7 @@ def test_counts_are_those_of_the_data() -> None:
 def v1_items(seed: int = 0, per: int = 8) -> list[Scored]:
     rng = np.random.default_rng(seed)
     return [
-        Scored(f"{s}-{i}", f"{s}-{i % 6}", s, (float(rng.integers(0, 4)), float(rng.integers(0, 4))))
+        scored(f"{s}-{i}", f"{s}-{i % 6}", s, (float(rng.integers(0, 4)), float(rng.integers(0, 4))))
         for s in SUBSETS
         for i in range(per)
     ]
@@ -98,7 +106,7 @@ def v1_items(seed: int = 0, per: int = 8) -> list[Scored]:
 
 def test_v1_on_items_equals_subset_accuracies_through_the_sections() -> None:
     items = v1_items()
-    accuracy = {s: float(np.mean([i.scores[0] > i.scores[1] for i in items if i.subset == s])) for s in SUBSETS}
+    accuracy = {s: float(np.mean([i.scores[0] > i.scores[1] for i in items if i.item.subset == s])) for s in SUBSETS}
     found = rb.measure_v1(items, seed=0, resamples=100)
     sections = rb.section_scores(accuracy)
     assert found["accuracy"] == pytest.approx(rb.overall(sections))
@@ -111,7 +119,7 @@ def test_v1_on_items_equals_subset_accuracies_through_the_sections() -> None:
 
 
 def test_v1_tie_is_a_loss() -> None:
-    assert rb.measure_v1([Scored("1", "1", "hep-go", (1.0, 1.0))], seed=0)["subsets"]["hep-go"]["accuracy"] == 0.0
+    assert rb.measure_v1([scored("1", "1", "hep-go", (1.0, 1.0))], seed=0)["subsets"]["hep-go"]["accuracy"] == 0.0
 
 
 def test_verdicts_weighted_give_the_same_numbers() -> None:
@@ -125,14 +133,14 @@ def test_verdicts_weighted_give_the_same_numbers() -> None:
 
 
 def test_v1_with_prior_sets() -> None:
-    prior = [Scored(f"{s}{i}", f"{s}{i}", s, (1.0, float(i < 2))) for s in rb.PRIOR_SETS for i in range(4)]
+    prior = [scored(f"{s}{i}", f"{s}{i}", s, (1.0, float(i < 2))) for s in rb.PRIOR_SETS for i in range(4)]
     found = rb.measure_v1([*v1_items(), *prior], seed=0, resamples=50)
     assert found["with_prior_sets"] == pytest.approx((2 * 4 * found["accuracy"] + 0.5) / 9)
     assert found["with_prior_sets_ci"][0] < found["with_prior_sets"] < found["with_prior_sets_ci"][1]
 
 
 def test_v1_a_section_without_items_has_no_number_and_neither_has_the_whole() -> None:
-    items = [i for i in v1_items() if not i.subset.startswith(("hep", "math"))]
+    items = [i for i in v1_items() if not i.item.subset.startswith(("hep", "math"))]
     found = rb.measure_v1(items, seed=0, resamples=50)
     assert found["accuracy"] is None
     assert found["ci"] is None
@@ -142,7 +150,7 @@ def test_v1_a_section_without_items_has_no_number_and_neither_has_the_whole() ->
 
 
 def test_v1_what_it_does_not_know_is_counted() -> None:
-    odd = [Scored("x", "x", "brand-new", (1.0, 0.0)), Scored("y", "y", "hep-go", (1.0, 0.0, 2.0))]
+    odd = [scored("x", "x", "brand-new", (1.0, 0.0)), scored("y", "y", "hep-go", (1.0, 0.0, 2.0))]
     found = rb.measure_v1([*v1_items(), *odd], seed=0, resamples=20)
     assert found["left_out"] == {"unknown_subset": 1, "not_a_pair": 1}
     assert found["n"] == 23 * 8
@@ -156,8 +164,8 @@ def public_ties(items: list[Scored]) -> float:
     """Ties as the public code computes it: lists and numpy, prompts in both kinds, 0 / 0 → 0."""
     by: dict[tuple[str, int], list[tuple[bool, float]]] = defaultdict(list)
     for item in items:
-        kind, number = item.id.split(":")
-        by[kind, int(number)] += [(i < item.right, s) for i, s in enumerate(item.scores)]
+        kind, number = item.item.id.split(":")
+        by[kind, int(number)] += [(i < rb.right_of(item.item), s) for i, s in enumerate(item.scores)]
     stats: dict[str, dict[int, tuple[bool, float, float]]] = {"ref": {}, "tied": {}}
     for (kind, number), samples in by.items():
         right, wrong = [s for ok, s in samples if ok], [s for ok, s in samples if not ok]
@@ -181,25 +189,25 @@ def public_v2(items: list[Scored]) -> dict[str, float]:
     for subset in rb.DOMAINS:
         results = []
         for item in items:
-            if item.subset == subset:
+            if item.item.subset == subset:
                 scores = np.array(item.scores)
                 results.append(1 / np.sum(scores == scores.max()) if scores[0] == scores.max() else 0)
         found[subset] = float(sum(results) / len(results))
-    return found | {"Ties": public_ties([i for i in items if i.subset == "Ties"])}
+    return found | {"Ties": public_ties([i for i in items if i.item.subset == "Ties"])}
 
 
 def v2_items(rng: np.random.Generator) -> list[Scored]:
     def draw(n: int) -> tuple[float, ...]:
         return tuple(float(s) for s in rng.integers(0, 5, n))
 
-    plain = [Scored(f"{d}{i}", f"{d}{i}", d, draw(4)) for d in rb.DOMAINS for i in range(12)]
+    plain = [scored(f"{d}{i}", f"{d}{i}", d, draw(4)) for d in rb.DOMAINS for i in range(12)]
     ties: list[Scored] = []
     for number in range(9):
         right = int(rng.integers(2, 5))
         if number != 3:
-            ties.append(Scored(f"tied:{number}", f"t{number}", "Ties", draw(right + int(rng.integers(1, 6))), right))
+            ties.append(scored(f"tied:{number}", f"t{number}", "Ties", draw(right + int(rng.integers(1, 6))), right))
         if number != 5:
-            ties.append(Scored(f"ref:{number}", f"t{number}", "Ties", draw(4), 1))
+            ties.append(scored(f"ref:{number}", f"t{number}", "Ties", draw(4), 1))
     return plain + ties
 
 
@@ -233,10 +241,10 @@ def test_v2_spread_of_zero(gap: tuple[float, ...], expected: float) -> None:
 
 def test_v2_what_cannot_be_scored_is_counted() -> None:
     odd = [
-        Scored("tied:x", "x", "Ties", (1.0, 0.0), 1), Scored("7", "x", "Ties", (1.0, 0.0), 1),
-        Scored("ref:1", "x", "Ties", (1.0, 0.0), 1), Scored("ref:01", "x", "Ties", (1.0, 0.0), 1),
-        Scored("tied:2", "x", "Ties", (1.0, 0.0), 2), Scored("tied:4", "x", "Ties", (1.0, 0.0), 1),
-        Scored("z", "z", "Poetry", (1.0, 0.0)), Scored("f", "f", "Focus", (1.0,)),
+        scored("tied:x", "x", "Ties", (1.0, 0.0), 1), scored("7", "x", "Ties", (1.0, 0.0), 1),
+        scored("ref:1", "x", "Ties", (1.0, 0.0), 1), scored("ref:01", "x", "Ties", (1.0, 0.0), 1),
+        scored("tied:2", "x", "Ties", (1.0, 0.0), 2), scored("tied:4", "x", "Ties", (1.0, 0.0), 1),
+        scored("z", "z", "Poetry", (1.0, 0.0)), scored("f", "f", "Focus", (1.0,)),
     ]  # fmt: skip
     found = rb.measure_v2(odd, seed=0)
     assert found["left_out"] == {
@@ -248,7 +256,7 @@ def test_v2_what_cannot_be_scored_is_counted() -> None:
 
 
 def test_v2_ties_alone_have_their_number() -> None:
-    items = [i for i in v2_items(np.random.default_rng(2)) if i.subset == "Ties"]
+    items = [i for i in v2_items(np.random.default_rng(2)) if i.item.subset == "Ties"]
     found = rb.measure_v2(items, seed=0, resamples=100)
     assert found["parts"]["Ties"]["accuracy"] == pytest.approx(public_ties(items))
     assert found["parts"]["Ties"]["ci"] is not None
@@ -257,8 +265,8 @@ def test_v2_ties_alone_have_their_number() -> None:
 
 def test_v2_interval_of_a_domain_is_the_clustered_one() -> None:
     rng = np.random.default_rng(0)
-    items = [Scored(str(i), f"c{i // 4}", "Math", (float(rng.random() < 0.6), 0.5, 0.4, 0.3)) for i in range(400)]
-    items = [Scored(i.id, i.cluster, i.subset, items[4 * (n // 4)].scores) for n, i in enumerate(items)]  # a cluster is one value
+    values = [float(rng.random() < 0.6) for _ in range(100)]
+    items = [scored(str(i), f"c{i // 4}", "Math", (values[i // 4], 0.5, 0.4, 0.3)) for i in range(400)]
     part: dict[str, Any] = rb.measure_v2(items, seed=0, resamples=2000)["parts"]["Math"]
     half = 1.96 * (part["accuracy"] * (1 - part["accuracy"]) / 100) ** 0.5
     assert part["ci"] == pytest.approx([part["accuracy"] - half, part["accuracy"] + half], abs=0.02)
@@ -268,27 +276,46 @@ def test_v2_interval_of_a_domain_is_the_clustered_one() -> None:
 
 
 def test_trivial_scorers_go_through_the_same_arithmetic() -> None:
-    items = v1_items()
-    lengths = [(20, 10) if i.subset.startswith("alpacaeval") else (10, 20) for i in items]
-    found = rb.benchmark(items, lengths, version=1, seed=0, resamples=20)
-    longest = found["baselines"]["longest"]["parts"]
-    assert longest["Chat"] == pytest.approx(290 / 358)
-    assert longest["Reasoning"] == 0.0
-    assert found["baselines"]["longest"]["accuracy"] == pytest.approx(290 / 358 / 4)
-    assert found["baselines"]["shortest"]["accuracy"] == pytest.approx((68 / 358 + 3) / 4)
-    assert found["baselines"]["chance"]["accuracy"] == 0.5
-    assert found["benchmark"] == "rewardbench"
-    assert found["length"]["pairs"] == found["n"]
-    assert found["calibration"]["n"] == found["n"]
+    items = [
+        scored(
+            i.item.id,
+            i.item.cluster,
+            i.item.subset,
+            i.scores,
+            1,
+            ("long", "no") if i.item.subset.startswith("alpacaeval") else ("no", "long"),
+        )
+        for i in v1_items()
+    ]
+    found = rb.measure(iter(items), 20, 0, version=1)
+    assert found["part_baselines"]["longest"] == {"Chat": pytest.approx(290 / 358), "Chat Hard": 0, "Safety": 0, "Reasoning": 0}
+    assert found["baselines"]["longest"] == pytest.approx(290 / 358 / 4)
+    assert found["baselines"]["shortest"] == pytest.approx((68 / 358 + 3) / 4)
+    assert found["baselines"]["chance"] == 0.5
+    assert found["length"]["pairs"] == found["calibration"]["n"] == found["n"]
     assert found["accuracy"] == rb.measure_v1(items, seed=0, resamples=20)["accuracy"]
 
 
+def test_without_texts_there_is_no_scorer_of_lengths() -> None:
+    found = rb.measure(v1_items(), 5, 0, version=1)
+    assert found["baselines"] == {"chance": 0.5}
+    assert found["part_baselines"] == {}
+
+
 def test_version_2_whole() -> None:
-    items = v2_items(np.random.default_rng(1))
-    lengths = [tuple(range(len(i.scores), 0, -1)) for i in items]  # the first answer is the longest everywhere
-    found = rb.benchmark(items, lengths, version=2, seed=0, resamples=20)
-    assert found["benchmark"] == "rewardbench-2"
-    assert [found["baselines"]["longest"]["parts"][d] for d in rb.DOMAINS] == [1.0] * 5
-    assert [found["baselines"]["shortest"]["parts"][d] for d in rb.DOMAINS] == [0.0] * 5
+    items = [
+        scored(
+            i.item.id,
+            i.item.cluster,
+            i.item.subset,
+            i.scores,
+            rb.right_of(i.item),
+            tuple("x" * n for n in range(len(i.scores), 0, -1)),
+        )
+        for i in v2_items(np.random.default_rng(1))
+    ]  # the first answer is the longest everywhere
+    found = rb.measure(items, 20, 0, version=2)
+    assert [found["part_baselines"]["longest"][d] for d in rb.DOMAINS] == [1.0] * 5
+    assert [found["part_baselines"]["shortest"][d] for d in rb.DOMAINS] == [0.0] * 5
     assert found["best_of_n"]["prompts"] > 0
     assert found["n"] == len(items)

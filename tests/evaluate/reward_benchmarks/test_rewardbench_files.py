@@ -13,6 +13,7 @@ import pytest
 from starling.errors import InputError
 from starling.evaluate.reward_benchmarks import rewardbench as rb
 from starling.evaluate.reward_benchmarks import rewardbench_files as files
+from starling.evaluate.reward_benchmarks.items import Item, Reading, Scored
 from starling.records import Message
 
 V1: list[dict[str, Any]] = [
@@ -27,6 +28,16 @@ V2: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+def items_of(path: Path) -> tuple[list[Item], dict[str, int]]:
+    reading = Reading()
+    return [item for item, _ in files.read(path, reading)], dict(reading.left_out)
+
+
+def scored_of(path: Path) -> tuple[list[Scored], dict[str, int]]:
+    reading = Reading()
+    return [Scored(item, scores) for item, scores in files.read(path, reading) if scores is not None], dict(reading.left_out)
+
+
 def saved(path: Path, rows: list[dict[str, Any]]) -> Path:
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -39,17 +50,18 @@ def saved(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.mark.parametrize("name", ["data.parquet", "data.json", "data.jsonl"])
 def test_both_versions_from_each_kind_of_file(tmp_path: Path, name: str) -> None:
-    first = files.read_data(saved(tmp_path / name, V1))
-    assert [(i.id, i.subset, i.answers, i.right) for i in first.items] == [
+    first, left_out = items_of(saved(tmp_path / name, V1))
+    assert [(i.id, i.subset, i.answers, rb.right_of(i)) for i in first] == [
         ("5", "hep-go", ("So.", "No."), 1), ("6", "hep-js", ("Thus.", "I do not know."), 1),
     ]  # fmt: skip
-    assert first.items[0].messages == (Message(role="user", content="How?"),)
-    assert first.items[0].cluster == first.items[1].cluster, "the same prompt in two subsets is one cluster"
-    second = files.read_data(saved(tmp_path / name, V2))
-    assert [(i.id, i.answers, i.right) for i in second.items] == [
+    assert first[0].messages == (Message(role="user", content="How?"),)
+    assert left_out == {}
+    assert first[0].cluster == first[1].cluster, "the same prompt in two subsets is one cluster"
+    second, left_out = items_of(saved(tmp_path / name, V2))
+    assert [(i.id, i.answers, rb.right_of(i)) for i in second] == [
         ("12", ("4", "5", "3", "22"), 1), ("tied:0", ("red", "blue", "seven"), 2), ("ref:0", ("blue", "seven", "red"), 1),
     ]  # fmt: skip
-    assert first.left_out == second.left_out == {}
+    assert left_out == {}
 
 
 def test_conversations_as_prompt_and_as_answers(tmp_path: Path) -> None:
@@ -61,7 +73,7 @@ def test_conversations_as_prompt_and_as_answers(tmp_path: Path) -> None:
             "rejected": [*turns, {"role": "assistant", "content": "no"}], "subset": "shp", "id": 1,
         },
     ]  # fmt: skip
-    one, other = files.read_data(saved(tmp_path / "d.jsonl", rows)).items
+    one, other = items_of(saved(tmp_path / "d.jsonl", rows))[0]
     assert one.messages == other.messages
     assert len(one.messages) == 3
     assert one.answers == other.answers == ("yes", "no")
@@ -76,9 +88,9 @@ def test_rows_that_are_no_items_are_counted(tmp_path: Path) -> None:
     ]  # fmt: skip
     path = saved(tmp_path / "d.jsonl", rows)
     path.write_text(path.read_text("utf-8") + "{broken\n", "utf-8")
-    found = files.read_data(path)
-    assert len(found.items) == 1
-    assert found.left_out == {
+    found, left_out = items_of(path)
+    assert len(found) == 1
+    assert left_out == {
         "id_twice": 1, "no_subset": 1, "no_prompt": 2, "answer_is_no_text": 3, "no_chosen_or_rejected": 1,
         "num_correct_is_not_the_number_of_chosen": 1, "not_json": 1,
     }  # fmt: skip
@@ -86,38 +98,31 @@ def test_rows_that_are_no_items_are_counted(tmp_path: Path) -> None:
 
 def test_a_file_without_any_item_is_refused_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 no_subset"):
-        files.read_data(saved(tmp_path / "d.jsonl", [{"prompt": "a"}]))
+        items_of(saved(tmp_path / "d.jsonl", [{"prompt": "a"}]))
 
 
-def test_scores_written_and_read_again_give_the_same_numbers(tmp_path: Path) -> None:
-    for rows, version, measure, subset in ((V1, 1, rb.measure_v1, "hep-go"), (V2, 2, rb.measure_v2, "Ties")):
-        items = files.read_data(saved(tmp_path / "d.jsonl", rows)).items
-        scored = [(item, [float(len(item.answers) - k) for k in range(len(item.answers))]) for item in items]
-        written = files.write_public(tmp_path / f"v{version}", scored, files.Result("org/model", {subset: 1.0}), version=version)
-        assert [p.relative_to(tmp_path / f"v{version}").as_posix() for p in written] == [
-            "eval-set/org/model.json", "eval-set-scores/org/model.json",
-        ]  # fmt: skip
-        again = files.read_scores(written[1])
-        assert again.model == "org/model"
-        assert [(s.id, s.subset, s.cluster, list(s.scores), s.right) for s in again.items] == [
-            (i.id, i.subset, i.cluster, s, i.right) for i, s in scored
-        ]
-        direct = [rb.Scored(i.id, i.cluster, i.subset, tuple(s), i.right) for i, s in scored]
-        assert measure(list(again.items), seed=0, resamples=5) == measure(direct, seed=0, resamples=5)
+def test_scores_written_and_read_again_are_the_same_items(tmp_path: Path) -> None:
+    for rows, version, subset in ((V1, 1, "hep-go"), (V2, 2, "Ties")):
+        items, _ = items_of(saved(tmp_path / "d.jsonl", rows))
+        scored = [Scored(item, tuple(float(len(item.answers) - k) for k in range(len(item.answers)))) for item in items]
+        root = tmp_path / f"v{version}"
+        written = files.write_public(root, scored, files.Result("org/model", {subset: 1.0}), version=version)
+        assert [p.relative_to(root).as_posix() for p in written] == ["eval-set/org/model.json", "eval-set-scores/org/model.json"]
+        assert scored_of(written[1]) == (scored, {})
         assert files.read_result(written[0]).subsets == {subset: 1.0}
 
 
 def test_columns_are_those_of_the_public_scripts(tmp_path: Path) -> None:
-    items = files.read_data(saved(tmp_path / "d.jsonl", V1)).items
-    columns = files.score_columns([(i, [1.0, 1.0]) for i in items], "m", version=1)
+    items, _ = items_of(saved(tmp_path / "d.jsonl", V1))
+    columns = files.score_columns([Scored(i, (1.0, 1.0)) for i in items], "m", version=1)
     assert set(columns) == {
         "text_chosen", "text_rejected", "results", "subset", "id", "scores_chosen", "scores_rejected", "model", "model_type",
         "chat_template",
     }  # fmt: skip
     assert columns["results"] == [0, 0], "a tie is a loss"
     assert columns["id"] == [5, 6]
-    items = files.read_data(saved(tmp_path / "d.jsonl", V2)).items
-    columns = files.score_columns([(i, [1.0] * len(i.answers)) for i in items], "m", version=2)
+    items, _ = items_of(saved(tmp_path / "d.jsonl", V2))
+    columns = files.score_columns([Scored(i, (1.0,) * len(i.answers)) for i in items], "m", version=2)
     assert columns["results"] == [0.25, None, None]
     assert columns["num_correct"] == [1, 2, 1]
 
@@ -132,25 +137,33 @@ def test_files_as_the_public_tools_write_them(tmp_path: Path) -> None:
     }  # fmt: skip
     path = tmp_path / "m.json"
     path.write_text(json.dumps(columns), "utf-8")
-    found = files.read_scores(path)
-    assert [s.scores for s in found.items] == [(0.5, -1.0), (0.1, 0.3)]
-    assert [a > b for a, b in found.lengths] == [True, False]
-    assert found.items[0].cluster != found.items[1].cluster
-    assert found.left_out == {"no_score": 1}
-    assert (found.model, found.chat_template) == ("org/m", "tulu")
+    found, left_out = scored_of(path)
+    assert [s.scores for s in found] == [(0.5, -1.0), (0.1, 0.3)]
+    assert [len(s.item.answers[0]) > len(s.item.answers[1]) for s in found] == [True, False]
+    assert found[0].item.cluster != found[1].item.cluster
+    assert found[0].item.messages == ()
+    assert left_out == {"no_score": 1}
+    again = files.score_columns(found, "org/m", version=1)
+    assert again["text_chosen"] == columns["text_chosen"][:2]  # type: ignore[index]
+
+
+def test_scores_without_texts_can_still_be_measured(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"subset": ["Math"], "id": [1], "scores": [[2, 1, 0, 0]], "num_correct": [1]}), "utf-8")
+    found, _ = scored_of(path)
+    assert rb.measure_v2(found, seed=0)["parts"]["Math"]["accuracy"] == 1.0
+    assert found[0].item.answers == ("",) * 4
 
 
 def test_the_commands_files(tmp_path: Path) -> None:
-    items = files.read_data(saved(tmp_path / "d.jsonl", V1)).items
-    scored = [(items[0], [1.0, 0.0]), (items[1], [0.0, 1.0])]
+    items, _ = items_of(saved(tmp_path / "d.jsonl", V1))
+    scored = [Scored(items[0], (1.0, 0.0)), Scored(items[1], (0.0, 1.0))]
     summary, outputs = files.write_command(tmp_path, scored, files.Result("org/m", {"hep-go": 1.0, "hep-js": 0.0}))
     assert (summary.name, outputs.name) == ("m.json", "m_outputs.jsonl")
     said = json.loads(summary.read_text("utf-8"))
     assert (said["accuracy"], said["num_prompts"], said["model"]) == (0.5, 2, "org/m")
     assert files.read_result(summary).subsets == {"hep-go": 1.0, "hep-js": 0.0}
-    again = files.read_scores(outputs)
-    assert again.model == "m"
-    assert [s.scores for s in again.items] == [(1.0, 0.0), (0.0, 1.0)]
+    assert scored_of(outputs) == (scored, {})
     row = json.loads(outputs.read_text("utf-8").splitlines()[0])
     assert (row["prompt"], row["results"], row["scores_chosen"]) == ("How?", 1, 1.0)
 
@@ -169,9 +182,9 @@ def test_a_result_file_survives_and_its_extra_fields_too(tmp_path: Path) -> None
     [("../../etc/x", "etc/x"), ("/abs/runs/reward", "runs/reward"), ("plain", "plain"), ("a/b/c", "b/c"), ("../x", "x")],
 )
 def test_a_models_name_never_leads_out_of_the_folder(tmp_path: Path, model: str, name: str) -> None:
-    items = files.read_data(saved(tmp_path / "d.jsonl", V1)).items
+    items, _ = items_of(saved(tmp_path / "d.jsonl", V1))
     root = tmp_path / "out"
-    written = files.write_public(root, [(items[0], [1.0, 0.0])], files.Result(model, {"hep-go": 1.0}), version=1)
+    written = files.write_public(root, [Scored(items[0], (1.0, 0.0))], files.Result(model, {"hep-go": 1.0}), version=1)
     assert written == [root / folder / f"{name}.json" for folder in ("eval-set", "eval-set-scores")]
     with pytest.raises(InputError, match="no name for a file"):
         files.write_public(root, [], files.Result("/..", {}), version=1)
@@ -179,7 +192,7 @@ def test_a_models_name_never_leads_out_of_the_folder(tmp_path: Path, model: str,
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("{", "as JSON"), ("[1]", "no JSON object"),
+    [("{", "as JSON"), ("[1]", "1 not_an_object"),
      ('{"a": [1], "b": [1, 2]}', "not equally long"), ('{"model": "m"}', "not equally"),
      ('{"subset": ["x"], "scores_chosen": ["a"], "scores_rejected": [1]}', "1 no_score")],
 )  # fmt: skip
@@ -187,10 +200,10 @@ def test_damaged_score_files_are_refused(tmp_path: Path, text: str, match: str) 
     path = tmp_path / "s.json"
     path.write_text(text, "utf-8")
     with pytest.raises(InputError, match=match):
-        files.read_scores(path)
+        scored_of(path)
     with pytest.raises(InputError):
         files.read_result(path)
     with pytest.raises(InputError):
-        files.read_scores(tmp_path / "missing.json")
+        scored_of(tmp_path / "missing.json")
     with pytest.raises(InputError, match=r"needs|no name|as JSON"):
         files.read_result(saved(tmp_path / "r.jsonl", [{"hep-go": 1.0}]))

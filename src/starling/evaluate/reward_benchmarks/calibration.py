@@ -17,7 +17,8 @@ answer is the best. Equal top scores share the outcome, truly best answers share
                       no item is measured with a temperature that saw its cluster
 
 Intervals resample clusters with temperatures and bins held fixed. That of the ECE is the reflected one, since resampling adds
-noise to noise; it begins at 0 where the ECE is within the noise. On 1,000 simulated pairs it covered the truth in .88 to .97 of cases.
+noise to noise; it begins at 0 where the ECE is within the noise. On 1,000 simulated pairs it covered the truth in .88 to .97 of
+cases.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ def measure(
         bins: equal-mass bins; fewer where confidences are equal.
 
     Returns:
-        ece, ece_ci, ece_noise (mean and 95 % quantile), rms_debiased, brier, brier_ci, log_loss, log_loss_ci, confidence, accuracy, bins (how many), table (rows:
-        low, high, confidence, right, ci, n).
+        ece, ece_ci, ece_noise (mean and 95 % quantile), rms_debiased, brier, brier_ci, log_loss, log_loss_ci, confidence,
+        accuracy, bins (how many), table (rows: low, high, confidence, right, ci, n).
     """
     confidence, right, brier, loss = _judged(of, log_p_NK)
     bin_N = bins_of(confidence, bins)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starling.evaluate.reward_benchmarks import best_of_n, calibration, intervals, length
+from starling.evaluate.reward_benchmarks.items import Scored
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Answers:
     truths: tuple[float, ...]
     lengths: tuple[int, ...]
     """Characters."""
+
+
+def answers_of(scored: Scored) -> Answers:
+    """A scored item without its texts."""
+    item = scored.item
+    return Answers(item.cluster, scored.scores, item.truth, tuple(len(text) for text in item.answers))
 
 
 def truths_of_ranks(ranks: Sequence[float]) -> tuple[float, ...]:

@@ -20,18 +20,18 @@ answer, or a tied one with a single right answer, is left out and counted (there
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from starling.evaluate.reward_benchmarks import intervals
 from starling.evaluate.reward_benchmarks.compare import Verdict
-from starling.evaluate.reward_benchmarks.diagnosis import Answers, diagnose
+from starling.evaluate.reward_benchmarks.diagnosis import answers_of, diagnose
 from starling.evaluate.reward_benchmarks.intervals import Floats
+from starling.evaluate.reward_benchmarks.items import Item, Scored
 
-NAMES = {1: "rewardbench", 2: "rewardbench-2"}
 EXAMPLE_COUNTS: dict[str, int] = {
     "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
     "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
@@ -63,15 +63,9 @@ TIES_WEIGHTS = (0.30, 0.30, 0.20, 0.20, 0.01)
 """Weights of the columns of `ties_columns`, in their order."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One item with a score per answer; the first `right` answers are the right ones. Version 1: chosen, rejected, right = 1."""
-
-    id: str
-    cluster: str
-    subset: str
-    scores: tuple[float, ...]
-    right: int = 1
+def right_of(item: Item) -> int:
+    """How many answers are right; they come first. Version 1: chosen, rejected."""
+    return sum(truth > 0 for truth in item.truth)
 
 
 # ── version 1 ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -109,18 +103,18 @@ def measure_v1(items: Sequence[Scored], *, seed: int, resamples: int = intervals
         without an item), left_out (reason → count).
     """
     known = [*EXAMPLE_COUNTS, *PRIOR_SETS, *OTHER_PRIOR_SETS]
-    kept = [i for i in items if i.subset in known and len(i.scores) == 2]
+    kept = [i for i in items if i.item.subset in known and len(i.scores) == 2]
     left_out = _reasons(
-        items, lambda i: "unknown_subset" if i.subset not in known else "not_a_pair" if len(i.scores) != 2 else ""
+        items, lambda i: "unknown_subset" if i.item.subset not in known else "not_a_pair" if len(i.scores) != 2 else ""
     )
     if not kept:
         return _nothing(left_out, list(EXAMPLE_COUNTS))
-    subsets = [s for s in known if any(i.subset == s for i in kept)]
+    subsets = [s for s in known if any(i.item.subset == s for i in kept)]
     at = {s: k for k, s in enumerate(subsets)}
     columns = np.zeros((len(kept), 2 * len(subsets)))
     for row, item in zip(columns, kept, strict=True):
-        row[2 * at[item.subset] : 2 * at[item.subset] + 2] = float(item.scores[0] > item.scores[1]), 1
-    names, summed = intervals.totals([i.cluster for i in kept], columns)
+        row[2 * at[item.item.subset] : 2 * at[item.item.subset] + 2] = float(item.scores[0] > item.scores[1]), 1
+    names, summed = intervals.totals([i.item.cluster for i in kept], columns)
     groups = {s: {t: EXAMPLE_COUNTS[t] for t in members if t in at} for s, members in SECTIONS.items()}
     weights = [_row(group, at) for group in groups.values()]
     weights.append(_mean_of(weights) if all(groups.values()) else None)
@@ -199,19 +193,19 @@ def _ties_rows(items: Sequence[Scored], left_out: Counter[str]) -> dict[str, tup
     found: dict[tuple[str, str], Margins] = {}
     clusters: dict[str, str] = {}
     for item in items:
-        kind, _, text = item.id.partition(":")
+        kind, _, text = item.item.id.partition(":")
         number = text.lstrip("0") or "0"
         if kind not in ("ref", "tied") or not text.isdecimal():
             left_out["ties_without_kind_and_number"] += 1
         elif (kind, number) in found:
             left_out["ties_twice"] += 1
-        elif not 0 < item.right < len(item.scores):
+        elif not 0 < right_of(item.item) < len(item.scores):
             left_out["ties_without_right_or_wrong"] += 1
-        elif kind == "tied" and item.right == 1:
+        elif kind == "tied" and right_of(item.item) == 1:
             left_out["tied_with_one_right"] += 1
         else:
-            found[kind, number] = margins(item.scores, item.right)
-            clusters.setdefault(number, item.cluster)
+            found[kind, number] = margins(item.scores, right_of(item.item))
+            clusters.setdefault(number, item.item.cluster)
     return {n: (clusters[n], ties_columns(found.get(("tied", n)), found.get(("ref", n)))) for n in clusters}
 
 
@@ -224,15 +218,15 @@ def measure_v2(items: Sequence[Scored], *, seed: int, resamples: int = intervals
     """
     domains = {d.lower(): d for d in DOMAINS}
     left_out = _reasons(items, _fault_v2)
-    ties = [i for i in items if i.subset.lower() == TIES.lower()]
-    plain = [i for i in items if i.subset.lower() in domains and len(i.scores) > 1]
+    ties = [i for i in items if i.item.subset.lower() == TIES.lower()]
+    plain = [i for i in items if i.item.subset.lower() in domains and len(i.scores) > 1]
     tied = _ties_rows(ties, left_out)
     if not plain and not tied:
         return _nothing(dict(left_out), [*DOMAINS, TIES])
     columns = np.zeros((len(plain) + len(tied), 2 * len(DOMAINS) + 10))
-    clusters = [i.cluster for i in plain] + [cluster for cluster, _ in tied.values()]
+    clusters = [i.item.cluster for i in plain] + [cluster for cluster, _ in tied.values()]
     for row, item in zip(columns, plain, strict=False):
-        at = 2 * DOMAINS.index(domains[item.subset.lower()])
+        at = 2 * DOMAINS.index(domains[item.item.subset.lower()])
         row[at : at + 2] = first_of(item.scores), 1
     for row, (_, values) in zip(columns[len(plain) :], tied.values(), strict=True):
         row[-10:] = values
@@ -257,9 +251,9 @@ def measure_v2(items: Sequence[Scored], *, seed: int, resamples: int = intervals
 
 
 def _fault_v2(item: Scored) -> str:
-    if item.subset.lower() == TIES.lower():
+    if item.item.subset.lower() == TIES.lower():
         return ""
-    if item.subset.lower() not in {d.lower() for d in DOMAINS}:
+    if item.item.subset.lower() not in {d.lower() for d in DOMAINS}:
         return "unknown_subset"
     return "" if len(item.scores) > 1 else "one_answer"
 
@@ -267,39 +261,30 @@ def _fault_v2(item: Scored) -> str:
 # ── the whole benchmark ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def benchmark(
-    items: Sequence[Scored],
-    lengths: Sequence[Sequence[int]],
-    *,
-    version: int,
-    seed: int,
-    resamples: int = intervals.RESAMPLES,
-) -> dict[str, Any]:
-    """The measure of a version with trivial scorers beside it, and what all benchmarks share (length, calibration, best of n).
+def measure(scored: Iterable[Scored], resamples: int, seed: int, *, version: int) -> dict[str, Any]:
+    """The number of a version with trivial scorers beside it, and what all benchmarks share (length, calibration, best of n).
 
     Args:
-        items: scored, right answers first.
-        lengths: of each item's answers, or of the conversations that end with them, in characters.
+        scored: items with scores, right answers first.
         version: 1 or 2.
 
     Returns:
-        the measure's result, and benchmark, baselines (longest, shortest: accuracy and parts through the same arithmetic; in
-        version 1 also chance), length, calibration …, see `diagnosis.diagnose`.
+        the result of `measure_v1` or `measure_v2`, and baselines (longest and shortest answer through the same arithmetic; in
+        version 1 also chance), part_baselines (scorer → part → accuracy), length, calibration …, see `diagnosis.diagnose`.
     """
-    measure = measure_v1 if version == 1 else measure_v2
-    baselines: dict[str, Any] = {"chance": {"accuracy": 0.5}} if version == 1 else {}
-    for name, sign in (("longest", 1), ("shortest", -1)):
-        trivial = [replace(i, scores=tuple(float(sign * n) for n in ns)) for i, ns in zip(items, lengths, strict=True)]
-        found = measure(trivial, seed=seed, resamples=1)
-        parts = {part: value["accuracy"] for part, value in found["parts"].items()}
-        baselines[name] = {"accuracy": found["accuracy"], "parts": parts}
-    answers = [
-        Answers(i.cluster, i.scores, tuple(float(k < i.right) for k in range(len(i.scores))), tuple(ns))
-        for i, ns in zip(items, lengths, strict=True)
-        if len(i.scores) > 1
-    ]
+    items = list(scored)
+    score = measure_v1 if version == 1 else measure_v2
+    baselines: dict[str, float | None] = {"chance": 0.5} if version == 1 else {}
+    parts: dict[str, dict[str, float | None]] = {}
+    if any(any(i.item.answers) for i in items):  # a file of scores may come without texts
+        for name, sign in (("longest", 1.0), ("shortest", -1.0)):
+            trivial = [Scored(i.item, tuple(sign * len(answer) for answer in i.item.answers)) for i in items]
+            found = score(trivial, seed=seed, resamples=1)
+            baselines[name] = found["accuracy"]
+            parts[name] = {part: value["accuracy"] for part, value in found["parts"].items()}
+    answers = [answers_of(i) for i in items if len(i.scores) > 1]
     return {
-        "benchmark": NAMES[version], **measure(items, seed=seed, resamples=resamples), "baselines": baselines,
+        **score(items, seed=seed, resamples=resamples), "baselines": baselines, "part_baselines": parts,
         **diagnose(answers, seed=seed, resamples=resamples),
     }  # fmt: skip
 
@@ -309,21 +294,34 @@ def benchmark(
 
 def verdicts_v1(items: Sequence[Scored]) -> list[Verdict]:
     """Each pair of the four sections, weighted so that their weighted mean is the overall number (of the sections there)."""
-    known = [i for i in items if i.subset in EXAMPLE_COUNTS and len(i.scores) == 2]
-    n = Counter(i.subset for i in known)
+    known = [i for i in items if i.item.subset in EXAMPLE_COUNTS and len(i.scores) == 2]
+    n = Counter(i.item.subset for i in known)
     weights: dict[str, float] = {}
     for members in SECTIONS.values():
         whole = sum(EXAMPLE_COUNTS[s] for s in members if s in n)
         weights |= {s: EXAMPLE_COUNTS[s] / whole / n[s] for s in members if s in n}
-    return [Verdict(f"{i.subset}/{i.id}", i.cluster, float(i.scores[0] > i.scores[1]), weights[i.subset]) for i in known]
+    return [
+        Verdict(
+            f"{i.item.subset}/{i.item.id}",
+            i.item.cluster,
+            float(i.scores[0] > i.scores[1]),
+            weights[i.item.subset],
+        )
+        for i in known
+    ]
 
 
 def verdicts_v2(items: Sequence[Scored]) -> list[Verdict]:
     """Each item of the five domains, every domain with the same weight. Ties is no mean over items and has no part in this."""
     domains = {d.lower() for d in DOMAINS}
-    known = [i for i in items if i.subset.lower() in domains and len(i.scores) > 1]
-    n = Counter(i.subset.lower() for i in known)
-    return [Verdict(f"{i.subset}/{i.id}", i.cluster, first_of(i.scores), 1 / n[i.subset.lower()]) for i in known]
+    known = [i for i in items if i.item.subset.lower() in domains and len(i.scores) > 1]
+    n = Counter(i.item.subset.lower() for i in known)
+    return [
+        Verdict(
+            f"{i.item.subset}/{i.item.id}", i.item.cluster, first_of(i.scores), 1 / n[i.item.subset.lower()]
+        )
+        for i in known
+    ]
 
 
 # ── shared ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,8 +17,7 @@ row that cannot be used is counted under a name.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path, PurePosixPath
@@ -27,45 +26,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from starling.errors import InputError
-from starling.evaluate.reward_benchmarks.rewardbench import TIES, Scored, first_of
+from starling.evaluate.reward_benchmarks.items import Item, Reading, Scored
+from starling.evaluate.reward_benchmarks.rewardbench import TIES, first_of, right_of
 from starling.records import Message, Messages, content_hash, prompt_id
 from starling.rows import read_rows
 
 MODEL_TYPE = "Seq. Classifier"
 """What the public result files call a reward model with a scalar head."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One item of either version: a conversation, its answers with the right ones first, and how many are right."""
-
-    id: str
-    cluster: str
-    """Hash of the conversation: items with the same prompt, also in different subsets, are resampled together."""
-    subset: str
-    messages: Messages
-    answers: tuple[str, ...]
-    right: int = 1
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data file: its items, and the rows that are none by reason."""
-
-    items: tuple[Question, ...]
-    left_out: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class ScoreFile:
-    """A score file: scored items with the lengths of their texts (the prompt's included), and the rows that have no score."""
-
-    model: str
-    items: tuple[Scored, ...]
-    lengths: tuple[tuple[int, ...], ...]
-    left_out: Mapping[str, int]
-    model_type: str = MODEL_TYPE
-    chat_template: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,119 +47,53 @@ class Result:
     """Fields that are neither: kept, so that a file survives reading and writing."""
 
 
-# ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── items ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_data(path: Path) -> Data:
-    """The items of either version's data file, in order; rows are told apart by whether `chosen` is a list of texts.
+def read(path: Path, reading: Reading) -> Iterator[tuple[Item, tuple[float, ...] | None]]:
+    """The items of either version's data file (without scores) or score file (with them), in order.
+
+    Right answers come first. In a score file a text is the whole conversation, mostly through a template, from which the answer
+    alone cannot be told: it then stands as the answer of an item without messages. The prompt is common to an item's texts, so
+    which one is longer is still known.
 
     Raises:
         InputError: the file cannot be read, or holds no item at all.
     """
-    items, left_out, seen = [], Counter[str](), set[tuple[str, str]]()
+    seen: set[tuple[str, str]] = set()
+    for number, row in _rows(path, reading):
+        found = _pair(row, number)
+        if isinstance(found, str):
+            reading.left_out[found] += 1
+        elif (found[0].subset, found[0].id) in seen:
+            reading.left_out["id_twice"] += 1
+        else:
+            seen.add((found[0].subset, found[0].id))
+            yield found
+    if not seen:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in reading.left_out.items())
+        raise InputError(
+            f"No row is an item of RewardBench: {reasons or 'the file is empty'}",
+            where=str(path),
+            cure="give the split `filtered` or reward-bench-2 (prompt, chosen, rejected, subset, id), or eval-set-scores",
+        )
+
+
+def _rows(path: Path, reading: Reading) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows of a data file, of the command's outputs, or of an object of columns."""
+    if path.name.endswith(".json") and path.is_file() and _begins_with_brace(path):
+        yield from enumerate(_column_rows(_object(path), path), start=1)
+        return
     for row in read_rows(path):
-        found = row.problem if row.value is None else _question(row.value, row.number)
-        if isinstance(found, str):
-            left_out[found] += 1
-        elif (found.subset, found.id) in seen:
-            left_out["id_twice"] += 1
+        if row.value is None:
+            reading.left_out[row.problem] += 1
         else:
-            seen.add((found.subset, found.id))
-            items.append(found)
-    if not items:
-        raise InputError(
-            "No row is an item of RewardBench: " + (", ".join(f"{n} {k}" for k, n in left_out.items()) or "the file is empty"),
-            where=str(path),
-            cure="give the file of the split `filtered` (or of reward-bench-2): prompt, chosen, rejected, subset, id",
-        )
-    return Data(tuple(items), dict(left_out))
+            yield row.number, row.value
 
 
-def _question(row: Mapping[str, Any], number: int) -> Question | str:
-    """One row as an item, or the reason why it is none."""
-    subset = row.get("subset")
-    if not isinstance(subset, str) or not subset:
-        return "no_subset"
-    if "chosen" not in row or "rejected" not in row:
-        return "no_chosen_or_rejected"
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, list) and not _is_conversation(chosen):
-        answers, right, messages = _texts(chosen, rejected), len(chosen), _messages(row.get("prompt"))
-        if row.get("num_correct", right) != right:
-            return "num_correct_is_not_the_number_of_chosen"
-    else:
-        ends = _answer(chosen), _answer(rejected)
-        answers, right = (None if None in ends else ends), 1  # type: ignore[assignment]
-        messages = _messages(chosen[:-1] if isinstance(chosen, list) else row.get("prompt"))
-    if messages is None:
-        return "no_prompt"
-    if answers is None or len(answers) < 2 or not right:
-        return "answer_is_no_text"
-    name = row.get("id")
-    name = str(number) if name is None else str(name)
-    return Question(name, prompt_id(messages), subset, messages, answers, right)
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
-
-
-def _texts(chosen: Any, rejected: Any) -> tuple[str, ...] | None:
-    if not isinstance(rejected, list) or not all(isinstance(text, str) for text in [*chosen, *rejected]):
-        return None
-    return (*chosen, *rejected)
-
-
-def _answer(value: Any) -> str | None:
-    """The last turn of a conversation, or a text."""
-    if _is_conversation(value):
-        value = value[-1].get("content")
-    return value if isinstance(value, str) else None
-
-
-def _messages(prompt: Any) -> Messages | None:
-    """A prompt that is a text, or a conversation ending with the user; None for anything else."""
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not _is_conversation(prompt):
-        return None
-    try:
-        return tuple(Message(role=turn.get("role"), content=turn.get("content")) for turn in prompt)
-    except ValidationError:
-        return None
-
-
-# ── scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def read_scores(path: Path) -> ScoreFile:
-    """A column file of either version, or the rows of the command's `_outputs.jsonl`.
-
-    Raises:
-        InputError: the file cannot be read or is neither.
-    """
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        rows: Iterable[Mapping[str, Any] | None] = (row.value for row in read_rows(path))
-        head: Mapping[str, Any] = {"model": path.name.split("_outputs.jsonl")[0]}
-    else:
-        head = _object(path)
-        rows = _column_rows(head, path)
-    items, lengths, left_out = [], [], Counter[str]()
-    for number, row in enumerate(rows, start=1):
-        found = "not_an_object" if row is None else _scored(row, number)
-        if isinstance(found, str):
-            left_out[found] += 1
-        else:
-            items.append(found[0])
-            lengths.append(found[1])
-    if not items:
-        raise InputError(
-            "No row has a score: " + (", ".join(f"{n} {k}" for k, n in left_out.items()) or "the file is empty"),
-            where=str(path),
-            cure="give a file of eval-set-scores/ (columns scores_chosen, scores_rejected or scores) or an _outputs.jsonl",
-        )
-    texts = (str(head.get(key) or default) for key, default in (("model_type", MODEL_TYPE), ("chat_template", "")))
-    return ScoreFile(str(head.get("model") or path.stem), tuple(items), tuple(lengths), dict(left_out), *texts)
+def _begins_with_brace(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.read(4096).lstrip()[:1] == "{"
 
 
 def _column_rows(columns: Mapping[str, Any], path: Path) -> Iterator[Mapping[str, Any]]:
@@ -209,38 +110,92 @@ def _column_rows(columns: Mapping[str, Any], path: Path) -> Iterator[Mapping[str
         yield {name: value[i] for name, value in lists.items()}
 
 
-def _scored(row: Mapping[str, Any], number: int) -> tuple[Scored, tuple[int, ...]] | str:
-    subset = row.get("subset", row.get("subsets"))
+def _pair(row: Mapping[str, Any], number: int) -> tuple[Item, tuple[float, ...] | None] | str:
+    """One row as an item and its scores, or the reason why it is none."""
+    subset, name = row.get("subset", row.get("subsets")), row.get("id")
     if not isinstance(subset, str) or not subset:
         return "no_subset"
-    if "scores" in row:
-        raw, texts, right = row["scores"], row.get("text"), row.get("num_correct", 1)
-    else:
-        raw, right = [row.get("scores_chosen"), row.get("scores_rejected")], 1
-        texts = [row.get("text_chosen"), row.get("text_rejected")]
-    scores = [_score(value) for value in raw] if isinstance(raw, list) else []
-    if len(scores) < 2 or None in scores:
-        return "no_score"
-    if not isinstance(right, int) or not 0 < right <= len(scores):
+    texts = _texts(row)
+    if isinstance(texts, str):
+        return texts
+    messages, answers, right = texts
+    scores: tuple[float, ...] | None = None
+    if "scores" in row or "scores_chosen" in row:
+        raw = row["scores"] if "scores" in row else [row["scores_chosen"], row.get("scores_rejected")]
+        known = [_score(value) for value in raw] if isinstance(raw, list) else []
+        scores = tuple(s for s in known if s is not None)
+        if len(known) < 2 or len(scores) < len(known):
+            return "no_score"
+        answers = answers or ("",) * len(scores)
+        if len(scores) != len(answers):
+            return "other_number_of_scores"
+    if len(answers) < 2:
+        return "answer_is_no_text"
+    if not isinstance(right, int) or not 0 < right <= len(answers):
         return "num_correct_is_no_number_of_answers"
-    texts = texts if isinstance(texts, list) and len(texts) == len(scores) else [None] * len(scores)
-    name = str(row.get("id", number))
-    # A text is the whole conversation, mostly through a template; the answer alone cannot be told from it. The prompt is common
-    # to an item's texts, so which one is longer is still known.
-    return Scored(name, _cluster(texts, subset, name), subset, tuple(s for s in scores if s is not None), right), _lengths(texts)
+    name = str(number) if name is None else str(name)
+    cluster = prompt_id(messages) if messages else content_hash([subset, name], 16)
+    truth = tuple(float(k < right) for k in range(len(answers)))
+    return Item(id=name, cluster=cluster, subset=subset, messages=messages, answers=answers, truth=truth), scores
 
 
-def _cluster(texts: Sequence[Any], subset: str, name: str) -> str:
-    """The prompt's hash where the texts are conversations; otherwise the item stands for itself."""
-    messages = _messages(texts[0][:-1]) if _is_conversation(texts[0]) else None
-    return prompt_id(messages) if messages else content_hash([subset, name], 16)
+def _texts(row: Mapping[str, Any]) -> tuple[Messages, tuple[str, ...], Any] | str:
+    """Conversation, answers (none where a score file has no texts) and the number of right ones; or the reason why not."""
+    if "chosen" in row and "rejected" in row:
+        return _asked(row)
+    if not any(key in row for key in ("scores", "scores_chosen")):
+        return "no_chosen_or_rejected"
+    pair = [row.get("text_chosen"), row.get("text_rejected")]
+    texts, right = (row.get("text"), row.get("num_correct", 1)) if "scores" in row else (pair, 1)
+    if isinstance(texts, list) and texts and all(_is_conversation(text) for text in texts):
+        messages, answers = _messages(texts[0][:-1]), tuple(_answer(text) for text in texts)
+        if messages is not None and None not in answers:
+            return messages, tuple(a for a in answers if a is not None), right
+    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+        return (), tuple(texts), right
+    return (), (), right
 
 
-def _lengths(texts: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(
-        sum(len(str(turn.get("content") or "")) for turn in text) if _is_conversation(text) else len(str(text or ""))
-        for text in texts
-    )
+def _asked(row: Mapping[str, Any]) -> tuple[Messages, tuple[str, ...], Any] | str:
+    """The same of a row of data."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, list) and not _is_conversation(chosen):
+        answers: list[Any] = [*chosen, *rejected] if isinstance(rejected, list) else [None]
+        right, prompt = len(chosen), row.get("prompt")
+        if row.get("num_correct", right) != right:
+            return "num_correct_is_not_the_number_of_chosen"
+    else:
+        answers, right = [_answer(chosen), _answer(rejected)], 1
+        prompt = chosen[:-1] if isinstance(chosen, list) else row.get("prompt")
+    messages = _messages(prompt)
+    if messages is None:
+        return "no_prompt"
+    if not right or not all(isinstance(answer, str) for answer in answers):
+        return "answer_is_no_text"
+    return messages, tuple(answers), right
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
+
+
+def _answer(value: Any) -> str | None:
+    """The last turn of a conversation, or a text."""
+    if _is_conversation(value):
+        value = value[-1].get("content")
+    return value if isinstance(value, str) else None
+
+
+def _messages(prompt: Any) -> Messages | None:
+    """A prompt that is a text or a conversation; None for anything else."""
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not _is_conversation(prompt):
+        return None
+    try:
+        return tuple(Message(role=turn.get("role"), content=turn.get("content")) for turn in prompt)
+    except ValidationError:
+        return None
 
 
 def _score(value: Any) -> float | None:
@@ -252,9 +207,10 @@ def _score(value: Any) -> float | None:
     return float(value)
 
 
-def score_columns(
-    items: Sequence[tuple[Question, Sequence[float]]], model: str, *, version: int, template: str = ""
-) -> dict[str, Any]:
+# ── scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def score_columns(items: Sequence[Scored], model: str, *, version: int, template: str = "") -> dict[str, Any]:
     """The object of an eval-set-scores file.
 
     Args:
@@ -262,25 +218,28 @@ def score_columns(
         version: 1 (pairs) or 2 (several answers; Ties have no result of their own, the public file says null).
     """
 
-    def text(item: Question, answer: str) -> list[dict[str, str]]:
-        turns = [{"role": m.role, "content": m.content} for m in item.messages]
-        return [*turns, {"role": "assistant", "content": answer}]
-
-    shared = {"subset": [i.subset for i, _ in items], "id": [_number(i.id) for i, _ in items]}
+    shared = {"subset": [s.item.subset for s in items], "id": [_number(s.item.id) for s in items]}
     named = {"model": model, "model_type": MODEL_TYPE, "chat_template": template}
     if version == 1:
         columns: dict[str, Any] = {
-            "text_chosen": [text(i, i.answers[0]) for i, _ in items], "text_rejected": [text(i, i.answers[1]) for i, _ in items],
-            "results": [int(s[0] > s[1]) for _, s in items], "scores_chosen": [s[0] for _, s in items],
-            "scores_rejected": [s[1] for _, s in items],
+            "text_chosen": [_text(s.item, 0) for s in items], "text_rejected": [_text(s.item, 1) for s in items],
+            "results": [int(s.scores[0] > s.scores[1]) for s in items], "scores_chosen": [s.scores[0] for s in items],
+            "scores_rejected": [s.scores[1] for s in items],
         }  # fmt: skip
     else:
         columns = {
-            "text": [[text(i, a) for a in i.answers] for i, _ in items], "scores": [list(s) for _, s in items],
-            "results": [None if i.subset.lower() == TIES.lower() else first_of(s) for i, s in items],
-            "num_correct": [i.right for i, _ in items],
+            "text": [[_text(s.item, k) for k in range(len(s.scores))] for s in items], "scores": [list(s.scores) for s in items],
+            "results": [None if s.item.subset.lower() == TIES.lower() else first_of(s.scores) for s in items],
+            "num_correct": [right_of(s.item) for s in items],
         }  # fmt: skip
     return columns | shared | named
+
+
+def _text(item: Item, k: int) -> list[dict[str, str]] | str:
+    """The conversation that ends with answer k; only the text where it came so from a score file."""
+    if not item.messages:
+        return item.answers[k]
+    return [m.model_dump() for m in item.messages] + [{"role": "assistant", "content": item.answers[k]}]
 
 
 def _number(name: str) -> int | str:
@@ -317,7 +276,7 @@ def result_object(result: Result) -> dict[str, Any]:
     return {**result.other, **named, **result.subsets}
 
 
-def write_public(root: Path, items: Sequence[tuple[Question, Sequence[float]]], result: Result, *, version: int) -> list[Path]:
+def write_public(root: Path, items: Sequence[Scored], result: Result, *, version: int) -> list[Path]:
     """eval-set/<model>.json and eval-set-scores/<model>.json below `root`, as the public scripts lay them out.
 
     Raises:
@@ -331,15 +290,16 @@ def write_public(root: Path, items: Sequence[tuple[Question, Sequence[float]]], 
     ]
 
 
-def write_command(root: Path, items: Sequence[tuple[Question, Sequence[float]]], result: Result) -> list[Path]:
+def write_command(root: Path, items: Sequence[Scored], result: Result) -> list[Path]:
     """<model>.json and <model>_outputs.jsonl below `root`, as the public command `rewardbench` writes them; version 1 only."""
     at = _model_path(result.model)
     columns = score_columns(items, result.model, version=1)
     rows = []
-    for i, (item, _) in enumerate(items):
+    for i, scored in enumerate(items):
         row = {name: columns[name][i] for name in ("results", "scores_chosen", "scores_rejected", "text_chosen", "text_rejected")}
-        prompt = item.messages[0].content if len(item.messages) == 1 else [m.model_dump() for m in item.messages]
-        rows.append({"prompt": prompt, **row, "id": columns["id"][i], "subset": item.subset})
+        turns = scored.item.messages
+        prompt = turns[0].content if len(turns) == 1 else [m.model_dump() for m in turns]
+        rows.append({"prompt": prompt, **row, "id": columns["id"][i], "subset": scored.item.subset})
     summary = {
         "accuracy": sum(columns["results"]) / len(items), "num_prompts": len(items), "model": result.model, "ref_model": None,
         "tokenizer": result.model, "chat_template": result.chat_template, "extra_results": dict(result.subsets),
