@@ -2,8 +2,8 @@
 
     file ──read──▶ Item ──score (model or score file)──▶ Scored ──measure──▶ one plain dict
 
-Every benchmark, whatever its file looks like, becomes items: a conversation, its answers, and how good each answer is known to be.
-So one way of scoring, one score file and one set of measures serve them all. Items are read, scored and measured as streams.
+Every benchmark, whatever its file looks like, becomes items: a conversation, its answers, and how good each answer is known to
+be. So one way of scoring, one score file and one set of measures serve them all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from starling.records import Messages
 class Item:
     """One conversation with the answers that are scored for it.
 
-    Law: `truth` has one finite number per answer.
+    Law: `truth` has one finite number per answer, `labels` one text per answer or none.
     """
 
     id: str
@@ -37,8 +37,12 @@ class Item:
     """The texts to score; one or more, in an order that the benchmark fixes."""
     truth: tuple[float, ...]
     """How good each answer is known to be, higher is better. Equal numbers: no order is known, the pair is not asked."""
+    labels: tuple[str, ...] = ()
+    """What the benchmark says of each answer, e.g. its model or "best"; empty, or one per answer."""
 
     def __post_init__(self) -> None:
+        if len(self.labels) not in (0, len(self.answers)):
+            raise ValueError(f"item {self.id}: {len(self.answers)} answers, labels {self.labels}")
         if not self.answers or len(self.truth) != len(self.answers) or not all(map(isfinite, self.truth)):
             raise ValueError(f"item {self.id}: {len(self.answers)} answers, truth {self.truth}")
 
