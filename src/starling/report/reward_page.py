@@ -1,10 +1,10 @@
 """The page of reward benchmarks: the results of one or more reward models as one self-contained HTML text.
 
-It reads plain results, those that `starling evaluate reward` writes, so it knows neither files of scores nor the measures. A result
-is a dict: `benchmark`, `accuracy`, `ci`, `n`, `parts` and `baselines` (name → number, or a dict with `accuracy`, `ci`, `n`),
-`left_out` (reason → count); and where measured `clusters`, `missing`, `subsets` (as parts, finer), `part_baselines` (scorer → part
-→ accuracy), `length`, `correlation`, `calibration`, `best_of_n`, as the modules of those names give them. Everything a model or a
-user wrote is escaped by the template; equal results give equal bytes.
+It reads plain results, those that `starling evaluate reward` writes, so it knows neither files of scores nor the measures.
+A result is a dict: `benchmark`, `accuracy`, `ci`, `n`, `parts` and `baselines` (name → number, or a dict with `accuracy`, `ci`,
+`n`), `left_out` (reason → count); and where measured `clusters`, `missing`, `subsets` (as parts, finer), `part_baselines`
+(scorer → part → accuracy), `length`, `correlation`, `calibration`, `best_of_n`, as the modules of those names give them. What a
+model or a user wrote is escaped by the template; equal results give equal bytes.
 """
 
 from __future__ import annotations

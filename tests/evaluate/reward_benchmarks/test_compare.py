@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from starling.errors import InputError
 from starling.evaluate.reward_benchmarks import compare
 from starling.evaluate.reward_benchmarks.compare import Verdict
+from starling.evaluate.reward_benchmarks.items import Item, Scored
 
 
 def test_holm_by_hand() -> None:
@@ -90,6 +91,22 @@ def test_models_share_a_letter_exactly_when_they_are_not_different(case: tuple[l
     letters = set("".join(shown.values()))
     groups = [{m for m in models if letter in shown[m]} for letter in letters]
     assert not any(one < other for one, other in product(groups, groups)), "no letter that says nothing new"
+
+
+def test_verdicts_of_items_add_up_to_the_accuracy_over_pairs() -> None:
+    def scored(name: str, truth: tuple[float, ...], scores: tuple[float, ...]) -> Scored:
+        return Scored(Item(id=name, cluster="c", subset="", messages=(), answers=("x",) * len(truth), truth=truth), scores)
+
+    found = compare.verdicts(
+        [
+            scored("three", (2.0, 1.0, 0.0), (5.0, 1.0, 3.0)),  # two of three pairs
+            scored("tie", (1.0, 0.0), (4.0, 4.0)),  # equal rewards order nothing
+            scored("equal", (1.0, 1.0), (4.0, 1.0)),  # nothing to order
+            scored("one", (1.0,), (4.0,)),
+        ]
+    )
+    assert found == [Verdict("three", "c", 2 / 3, 3.0), Verdict("tie", "c", 0.0, 1.0)]
+    assert sum(v.value * v.weight for v in found) / sum(v.weight for v in found) == pytest.approx(2 / 4)
 
 
 def verdicts(values: list[float], cluster_of: int = 1, weight: float = 1.0) -> list[Verdict]:

@@ -51,14 +51,14 @@ def saved(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize("name", ["data.parquet", "data.json", "data.jsonl"])
 def test_both_versions_from_each_kind_of_file(tmp_path: Path, name: str) -> None:
     first, left_out = items_of(saved(tmp_path / name, V1))
-    assert [(i.id, i.subset, i.answers, rb.right_of(i)) for i in first] == [
+    assert [(rb.own_id(i), i.subset, i.answers, rb.right_of(i)) for i in first] == [
         ("5", "hep-go", ("So.", "No."), 1), ("6", "hep-js", ("Thus.", "I do not know."), 1),
     ]  # fmt: skip
     assert first[0].messages == (Message(role="user", content="How?"),)
     assert left_out == {}
     assert first[0].cluster == first[1].cluster, "the same prompt in two subsets is one cluster"
     second, left_out = items_of(saved(tmp_path / name, V2))
-    assert [(i.id, i.answers, rb.right_of(i)) for i in second] == [
+    assert [(rb.own_id(i), i.answers, rb.right_of(i)) for i in second] == [
         ("12", ("4", "5", "3", "22"), 1), ("tied:0", ("red", "blue", "seven"), 2), ("ref:0", ("blue", "seven", "red"), 1),
     ]  # fmt: skip
     assert left_out == {}
@@ -94,6 +94,11 @@ def test_rows_that_are_no_items_are_counted(tmp_path: Path) -> None:
         "id_twice": 1, "no_subset": 1, "no_prompt": 2, "answer_is_no_text": 3, "no_chosen_or_rejected": 1,
         "num_correct_is_not_the_number_of_chosen": 1, "not_json": 1,
     }  # fmt: skip
+
+
+def test_the_same_id_in_two_subsets_is_two_items(tmp_path: Path) -> None:
+    found, left_out = items_of(saved(tmp_path / "d.jsonl", [V1[0], {**V1[0], "subset": "hep-cpp"}]))
+    assert ([i.id for i in found], left_out) == (["hep-go/5", "hep-cpp/5"], {})
 
 
 def test_a_file_without_any_item_is_refused_with_the_reasons(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ An item may carry a weight: the weighted sum of its values is then the benchmark
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import erfc, sqrt
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from starling.errors import InputError
 from starling.evaluate.reward_benchmarks import intervals
 from starling.evaluate.reward_benchmarks.intervals import Floats
+from starling.evaluate.reward_benchmarks.items import Scored
 from starling.records import content_hash
 
 ALPHA = 0.05
@@ -44,6 +45,21 @@ class Verdict:
     cluster: str
     value: float
     weight: float = 1.0
+
+
+def verdicts(scored: Iterable[Scored]) -> list[Verdict]:
+    """One per item with a pair of answers that differ in truth: the share of those pairs that the reward orders rightly, weighted by
+    their number, so that the weighted mean is the accuracy over pairs. Equal rewards order nothing."""
+    found = []
+    for one in scored:
+        right = pairs = 0
+        for i, j in combinations(range(len(one.scores)), 2):
+            if one.item.truth[i] != one.item.truth[j]:
+                pairs += 1
+                right += (one.scores[i] - one.scores[j]) * (one.item.truth[i] - one.item.truth[j]) > 0
+        if pairs:
+            found.append(Verdict(one.item.id, one.item.cluster, right / pairs, float(pairs)))
+    return found
 
 
 Outcomes = Mapping[str, Mapping[str, Sequence[Verdict]]]

@@ -63,6 +63,11 @@ TIES_WEIGHTS = (0.30, 0.30, 0.20, 0.20, 0.01)
 """Weights of the columns of `ties_columns`, in their order."""
 
 
+def own_id(item: Item) -> str:
+    """The id in RewardBench's own files. There it need not differ between subsets, so an item's id is <subset>/<id>."""
+    return item.id.removeprefix(f"{item.subset}/")
+
+
 def right_of(item: Item) -> int:
     """How many answers are right; they come first. Version 1: chosen, rejected."""
     return sum(truth > 0 for truth in item.truth)
@@ -193,7 +198,7 @@ def _ties_rows(items: Sequence[Scored], left_out: Counter[str]) -> dict[str, tup
     found: dict[tuple[str, str], Margins] = {}
     clusters: dict[str, str] = {}
     for item in items:
-        kind, _, text = item.item.id.partition(":")
+        kind, _, text = own_id(item.item).partition(":")
         number = text.lstrip("0") or "0"
         if kind not in ("ref", "tied") or not text.isdecimal():
             left_out["ties_without_kind_and_number"] += 1
@@ -302,7 +307,7 @@ def verdicts_v1(items: Sequence[Scored]) -> list[Verdict]:
         weights |= {s: EXAMPLE_COUNTS[s] / whole / n[s] for s in members if s in n}
     return [
         Verdict(
-            f"{i.item.subset}/{i.item.id}",
+            i.item.id,
             i.item.cluster,
             float(i.scores[0] > i.scores[1]),
             weights[i.item.subset],
@@ -316,12 +321,7 @@ def verdicts_v2(items: Sequence[Scored]) -> list[Verdict]:
     domains = {d.lower() for d in DOMAINS}
     known = [i for i in items if i.item.subset.lower() in domains and len(i.scores) > 1]
     n = Counter(i.item.subset.lower() for i in known)
-    return [
-        Verdict(
-            f"{i.item.subset}/{i.item.id}", i.item.cluster, first_of(i.scores), 1 / n[i.item.subset.lower()]
-        )
-        for i in known
-    ]
+    return [Verdict(i.item.id, i.item.cluster, first_of(i.scores), 1 / n[i.item.subset.lower()]) for i in known]
 
 
 # ── shared ───────────────────────────────────────────────────────────────────────────────────────────────────────────

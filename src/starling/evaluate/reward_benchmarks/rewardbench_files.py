@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,8 +27,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from starling.errors import InputError
-from starling.evaluate.reward_benchmarks.items import Item, Reading, Scored
-from starling.evaluate.reward_benchmarks.rewardbench import TIES, first_of, right_of
+from starling.evaluate.reward_benchmarks.items import Benchmark, Item, Reading, Scored
+from starling.evaluate.reward_benchmarks.rewardbench import TIES, first_of, measure, own_id, right_of
 from starling.records import Message, Messages, content_hash, prompt_id
 from starling.rows import read_rows
 
@@ -60,15 +61,15 @@ def read(path: Path, reading: Reading) -> Iterator[tuple[Item, tuple[float, ...]
     Raises:
         InputError: the file cannot be read, or holds no item at all.
     """
-    seen: set[tuple[str, str]] = set()
+    seen: set[str] = set()
     for number, row in _rows(path, reading):
         found = _pair(row, number)
         if isinstance(found, str):
             reading.left_out[found] += 1
-        elif (found[0].subset, found[0].id) in seen:
+        elif found[0].id in seen:
             reading.left_out["id_twice"] += 1
         else:
-            seen.add((found[0].subset, found[0].id))
+            seen.add(found[0].id)
             yield found
     if not seen:
         reasons = ", ".join(f"{n} {reason}" for reason, n in reading.left_out.items())
@@ -133,8 +134,8 @@ def _pair(row: Mapping[str, Any], number: int) -> tuple[Item, tuple[float, ...] 
         return "answer_is_no_text"
     if not isinstance(right, int) or not 0 < right <= len(answers):
         return "num_correct_is_no_number_of_answers"
-    name = str(number) if name is None else str(name)
-    cluster = prompt_id(messages) if messages else content_hash([subset, name], 16)
+    name = f"{subset}/{number if name is None else name}"
+    cluster = prompt_id(messages) if messages else content_hash(name, 16)
     truth = tuple(float(k < right) for k in range(len(answers)))
     return Item(id=name, cluster=cluster, subset=subset, messages=messages, answers=answers, truth=truth), scores
 
@@ -218,7 +219,7 @@ def score_columns(items: Sequence[Scored], model: str, *, version: int, template
         version: 1 (pairs) or 2 (several answers; Ties have no result of their own, the public file says null).
     """
 
-    shared = {"subset": [s.item.subset for s in items], "id": [_number(s.item.id) for s in items]}
+    shared = {"subset": [s.item.subset for s in items], "id": [_number(own_id(s.item)) for s in items]}
     named = {"model": model, "model_type": MODEL_TYPE, "chat_template": template}
     if version == 1:
         columns: dict[str, Any] = {
@@ -339,3 +340,24 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError("The file is no JSON object", where=str(path), cure="give a file of eval-set/ or eval-set-scores/")
     return found
+
+
+# ── the benchmarks ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+REWARDBENCH = Benchmark(
+    name="rewardbench",
+    asks="Is the chosen answer scored above the rejected one: chat, hard chat, safety, reasoning? (RewardBench, version 1)",
+    file="the split `filtered` as .parquet, .json or .jsonl: prompt, chosen, rejected, subset, id; or an eval-set-scores file",
+    source="huggingface.co/datasets/allenai/reward-bench, ODC-BY; its subsets keep their own licences",
+    read=read,
+    measure=partial(measure, version=1),
+)
+REWARDBENCH_2 = Benchmark(
+    name="rewardbench-2",
+    asks="Is the right answer scored above three wrong ones, and are equally right answers scored alike? (RewardBench 2)",
+    file="the split `test` as .parquet, .json or .jsonl: prompt, chosen [texts], rejected [texts], num_correct, subset, id; or "
+    "an eval-set-scores file",
+    source="huggingface.co/datasets/allenai/reward-bench-2, ODC-BY",
+    read=read,
+    measure=partial(measure, version=2),
+)
