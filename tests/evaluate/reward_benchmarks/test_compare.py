@@ -169,6 +169,16 @@ def test_weights() -> None:
     assert found["benchmarks"]["b"]["values"] == {"x": 0.75, "y": 0.25}
 
 
+def test_tables() -> None:
+    outcomes = {"x": {"b": verdicts([1.0] * 30), "only": verdicts([1.0])}, "y": {"b": verdicts([0.0] * 30)}}
+    found = compare.compare(outcomes)
+    assert compare.standing_rows(found) == [
+        {"model": "x", "b": "100.0 a", "only": "100.0 a"}, {"model": "y", "b": "0.0 b", "only": "–"},
+    ]  # fmt: skip
+    (row,) = compare.pair_rows(found)
+    assert (row["difference"], row["95 %"], row[""]) == ("+100.0", "+100.0 to +100.0", "different")
+
+
 def test_nothing_in_common_and_items_that_differ_are_refused() -> None:
     with pytest.raises(InputError, match="nothing to compare"):
         compare.compare({"x": {"b": verdicts([1.0])}, "y": {"c": verdicts([1.0])}})

@@ -48,8 +48,8 @@ class Verdict:
 
 
 def verdicts(scored: Iterable[Scored]) -> list[Verdict]:
-    """One per item with a pair of answers that differ in truth: the share of those pairs that the reward orders rightly, weighted by
-    their number, so that the weighted mean is the accuracy over pairs. Equal rewards order nothing."""
+    """One per item with a pair of answers that differ in truth: the share of those pairs that the reward orders rightly, weighted
+    by their number, so that the weighted mean is the accuracy over pairs. Equal rewards order nothing."""
     found = []
     for one in scored:
         right = pairs = 0
@@ -218,3 +218,37 @@ def _standing(benchmark: str, outcomes: Outcomes, rows: Sequence[Mapping[str, An
 def _value(verdicts: Sequence[Verdict]) -> float:
     weights: NDArray[np.float64] = np.array([v.weight for v in verdicts])
     return float(weights @ np.array([v.value for v in verdicts]) / weights.sum())
+
+
+# ── as tables ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def standing_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row per model: its value on each benchmark in per cent, with its letters."""
+    return [
+        {
+            "model": model,
+            **{
+                name: f"{100 * of['values'][model]:.1f} {of['letters'][model]}" if model in of["values"] else "–"
+                for name, of in found["benchmarks"].items()
+            },
+        }
+        for model in found["models"]
+    ]
+
+
+def pair_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row per comparison: the difference in percentage points, its interval, p, adjusted p and what follows."""
+    return [
+        {
+            "benchmark": row["benchmark"],
+            "model": row["a"],
+            "against": row["b"],
+            "difference": f"{100 * row['difference']:+.1f}",
+            "95 %": "" if row["ci"] is None else f"{100 * row['ci'][0]:+.1f} to {100 * row['ci'][1]:+.1f}",
+            "p": f"{row['p']:.2g}",
+            "p adjusted": f"{row['p_adjusted']:.2g}",
+            "": "different" if row["different"] else "not distinguishable",
+        }
+        for row in found["pairs"]
+    ]
