@@ -11,6 +11,7 @@ import pytest
 
 from starling.evaluate.reward_benchmarks import diagnosis
 from starling.evaluate.reward_benchmarks.diagnosis import Answers
+from starling.evaluate.reward_benchmarks.items import Item, Scored
 
 DATA = Path(os.environ.get("STARLING_DATA", "../shared/data")) / "reward_benchmarks"
 
@@ -21,6 +22,11 @@ def test_ranks_as_truths() -> None:
     assert diagnosis.truths_of_ranks([1]) == (0.5,)
     for ranks in ([3, 1, 2, 2], [5, 5, 5], [1, 2, 3, 4, 5, 6, 7]):
         assert sum(diagnosis.truths_of_ranks(ranks)) == pytest.approx(len(ranks) / 2)
+
+
+def test_lengths_are_characters() -> None:
+    item = Item(id="1", cluster="c", subset="", messages=(), answers=("two words", "é"), truth=(1.0, 0.0))
+    assert diagnosis.answers_of(Scored(item, (0.5, 0.1))) == Answers("c", (0.5, 0.1), (1.0, 0.0), (9, 1))
 
 
 def test_which_measures_an_item_can_enter() -> None:

@@ -160,6 +160,39 @@ def test_scores_without_texts_can_still_be_measured(tmp_path: Path) -> None:
     assert found[0].item.answers == ("",) * 4
 
 
+def test_score_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    good = {"subset": "Math", "id": 1, "text": ["a", "b"], "scores": [1.0, 0.0], "num_correct": 1}
+    rows = [
+        good, {**good, "id": 2, "text": ["a", "b", "c"]}, {**good, "id": 3, "num_correct": 0}, {**good, "id": 4, "num_correct": 3},
+        {**good, "id": 5, "num_correct": "1"}, {**good, "id": 6, "scores": [1.0]}, {**good, "id": 7, "scores": [1.0, "x"]},
+        {**good, "id": 8, "scores": 1.0},
+    ]  # fmt: skip
+    found, left_out = scored_of(saved(tmp_path / "s.jsonl", rows))
+    assert [s.item.id for s in found] == ["Math/1"]
+    assert left_out == {"other_number_of_scores": 1, "num_correct_is_no_number_of_answers": 3, "no_score": 3}
+
+
+def test_a_byte_order_mark_and_the_column_of_the_command_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"subsets": ["hep-go"], "scores_chosen": [1], "scores_rejected": [0]}), "utf-8-sig")
+    found, _ = scored_of(path)
+    assert [(s.item.subset, s.scores) for s in found] == [("hep-go", (1.0, 0.0))]
+
+
+def test_what_is_read_goes_into_the_measures(tmp_path: Path) -> None:
+    """Ties are recognised by the id in the file, which is only a part of the item's id."""
+    items, _ = items_of(saved(tmp_path / "d.jsonl", V2))
+    scored = [Scored(i, tuple(3.0 if k < rb.right_of(i) else 0.0 for k in range(len(i.answers)))) for i in items]
+    found = files.REWARDBENCH_2.measure(iter(scored), 5, 0)
+    assert found["parts"]["Ties"]["accuracy"] == pytest.approx(0.3 + 0.3 + 0.2 + 0.2 + 0.01)
+    assert found["parts"]["Math"]["accuracy"] == 1.0
+    assert found["left_out"] == {}
+    first, _ = items_of(saved(tmp_path / "d.jsonl", V1))
+    found = files.REWARDBENCH.measure([Scored(i, (1.0, 2.0)) for i in first], 5, 0)
+    assert found["subsets"]["hep-go"]["accuracy"] == 0.0
+    assert found["length"]["model_longer"] == 0.5
+
+
 def test_the_commands_files(tmp_path: Path) -> None:
     items, _ = items_of(saved(tmp_path / "d.jsonl", V1))
     scored = [Scored(items[0], (1.0, 0.0)), Scored(items[1], (0.0, 1.0))]

@@ -330,7 +330,7 @@ def _write(path: Path, text: str) -> Path:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"The file cannot be read as JSON: {str(error).splitlines()[0]}",
