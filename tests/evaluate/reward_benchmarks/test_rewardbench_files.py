@@ -163,7 +163,8 @@ def test_scores_without_texts_can_still_be_measured(tmp_path: Path) -> None:
 def test_score_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     good = {"subset": "Math", "id": 1, "text": ["a", "b"], "scores": [1.0, 0.0], "num_correct": 1}
     rows = [
-        good, {**good, "id": 2, "text": ["a", "b", "c"]}, {**good, "id": 3, "num_correct": 0}, {**good, "id": 4, "num_correct": 3},
+        good, {**good, "id": 2, "text": ["a", "b", "c"]},
+        {**good, "id": 3, "num_correct": 0}, {**good, "id": 4, "num_correct": 3},
         {**good, "id": 5, "num_correct": "1"}, {**good, "id": 6, "scores": [1.0]}, {**good, "id": 7, "scores": [1.0, "x"]},
         {**good, "id": 8, "scores": 1.0},
     ]  # fmt: skip
@@ -190,7 +191,7 @@ def test_what_is_read_goes_into_the_measures(tmp_path: Path) -> None:
     first, _ = items_of(saved(tmp_path / "d.jsonl", V1))
     found = files.REWARDBENCH.measure([Scored(i, (1.0, 2.0)) for i in first], 5, 0)
     assert found["subsets"]["hep-go"]["accuracy"] == 0.0
-    assert found["length"]["model_longer"] == 0.5
+    assert (found["length"]["model_longer"], found["length"]["model_longer_n"]) == (1.0, 1), "two answers are equally long"
 
 
 def test_the_commands_files(tmp_path: Path) -> None:
