@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from starling.evaluate import reward_benchmarks
 from starling.evaluate.reward_benchmarks import diagnosis
 from starling.evaluate.reward_benchmarks.diagnosis import Answers
 from starling.evaluate.reward_benchmarks.items import Item, Scored
@@ -63,3 +64,25 @@ def test_the_public_34b_model_on_human_preference() -> None:
     assert found["length"]["model_longer"] == pytest.approx(0.691, abs=0.005)
     assert found["length"]["excess_ci"][0] > 0.02
     assert found["calibration"]["fitted"]["log_loss"] < raw["log_loss"]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real score files are not here (STARLING_DATA)")
+def test_every_benchmark_says_the_same_about_lengths_and_calibration() -> None:
+    """From the public score file by the command's own path: the published number, and the shared measures beside it."""
+    path = DATA / "human_preference.starling-rm-34b.json.gz"
+    found = reward_benchmarks.measure(reward_benchmarks.read_scores(reward_benchmarks.benchmark("human_preference"), path), 100)
+    assert round(found["accuracy"], 3) == found["calibration"]["raw"]["accuracy"] == 0.807
+    assert found["length"]["pairs"] == found["calibration"]["n"] == found["n"] == 1000
+    assert "best_of_n" not in found
+
+
+def test_ranks_are_valued_by_the_answers_they_beat() -> None:
+    item = Item(id="1", cluster="c", subset="", messages=(), answers=("a", "b", "c"), truth=(-1.0, -2.0, -7.0))
+    equal = Item(id="2", cluster="c", subset="", messages=(), answers=("a", "b", "c"), truth=(-1.0, -1.0, -1.0))
+    scored = [Scored(item, (3.0, 2.0, 1.0)), Scored(equal, (1.0, 2.0, 3.0))]
+    ranked = diagnosis.describe(scored, ranked=True, seed=0, resamples=5)
+    assert [row["truth"] for row in ranked["best_of_n"]["n"]] == pytest.approx([0.5, 5 / 6, 1.0])
+    plain = diagnosis.describe(scored, ranked=False, seed=0, resamples=5)
+    assert plain["best_of_n"]["n"][2]["truth"] == -1.0
+    assert plain["best_of_n"]["prompts"] == 1
+    assert diagnosis.describe(scored[1:], ranked=False, seed=0) == {}

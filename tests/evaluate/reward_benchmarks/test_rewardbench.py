@@ -292,7 +292,6 @@ def test_trivial_scorers_go_through_the_same_arithmetic() -> None:
     assert found["baselines"]["longest"] == pytest.approx(290 / 358 / 4)
     assert found["baselines"]["shortest"] == pytest.approx((68 / 358 + 3) / 4)
     assert found["baselines"]["chance"] == 0.5
-    assert found["length"]["pairs"] == found["calibration"]["n"] == found["n"]
     assert found["accuracy"] == rb.measure_v1(items, seed=0, resamples=20)["accuracy"]
 
 
@@ -317,5 +316,4 @@ def test_version_2_whole() -> None:
     found = rb.measure(items, 20, 0, version=2)
     assert [found["part_baselines"]["longest"][d] for d in rb.DOMAINS] == [1.0] * 5
     assert [found["part_baselines"]["shortest"][d] for d in rb.DOMAINS] == [0.0] * 5
-    assert found["best_of_n"]["prompts"] > 0
     assert found["n"] == len(items)

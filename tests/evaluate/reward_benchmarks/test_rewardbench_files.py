@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from starling.errors import InputError
+from starling.evaluate import reward_benchmarks
 from starling.evaluate.reward_benchmarks import rewardbench as rb
 from starling.evaluate.reward_benchmarks import rewardbench_files as files
 from starling.evaluate.reward_benchmarks.items import Item, Reading, Scored
+from starling.evaluate.reward_benchmarks.scores import ScoredSet
 from starling.records import Message
 
 V1: list[dict[str, Any]] = [
@@ -189,7 +192,14 @@ def test_what_is_read_goes_into_the_measures(tmp_path: Path) -> None:
     assert found["parts"]["Math"]["accuracy"] == 1.0
     assert found["left_out"] == {}
     first, _ = items_of(saved(tmp_path / "d.jsonl", V1))
-    found = files.REWARDBENCH.measure([Scored(i, (1.0, 2.0)) for i in first], 5, 0)
+    odd = replace(first[0], id="x/1", subset="x")
+    scored = [Scored(i, (1.0, 2.0)) for i in [*first, odd]]
+    given = ScoredSet(
+        benchmark="rewardbench", model="m", data="d", items=tuple(scored), left_out={"unknown_subset": 2, "no_prompt": 1}
+    )
+    found = reward_benchmarks.measure(given, 5)
+    assert found["left_out"] == {"unknown_subset": 3, "no_prompt": 1}, "what reading and what measuring left out"
+    assert found["calibration"]["n"] == 3
     assert found["subsets"]["hep-go"]["accuracy"] == 0.0
     assert (found["length"]["model_longer"], found["length"]["model_longer_n"]) == (1.0, 1), "two answers are equally long"
 

@@ -6,8 +6,8 @@ pairs and calibration need answers that differ in truth, best-of-n needs as many
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starling.evaluate.reward_benchmarks import best_of_n, calibration, intervals, length
@@ -46,6 +46,18 @@ def truths_of_ranks(ranks: Sequence[float]) -> tuple[float, ...]:
         else 0.5
         for i, r in enumerate(ranks)
     )
+
+
+def describe(scored: Iterable[Scored], *, ranked: bool, seed: int, resamples: int = intervals.RESAMPLES) -> dict[str, Any]:
+    """`diagnose` of a benchmark's items; empty where no item has answers that differ in truth.
+
+    Args:
+        ranked: the truth is minus a rank; best-of-n then values an answer by `truths_of_ranks`.
+    """
+    items = [answers_of(one) for one in scored if len(set(one.item.truth)) > 1]
+    if ranked:
+        items = [replace(one, truths=truths_of_ranks([-t for t in one.truths])) for one in items]
+    return diagnose(items, seed=seed, resamples=resamples) if items else {}
 
 
 def diagnose(items: Sequence[Answers], *, seed: int, resamples: int = intervals.RESAMPLES) -> dict[str, Any]:

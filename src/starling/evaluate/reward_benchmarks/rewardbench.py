@@ -28,7 +28,6 @@ import numpy as np
 
 from starling.evaluate.reward_benchmarks import intervals
 from starling.evaluate.reward_benchmarks.compare import Verdict
-from starling.evaluate.reward_benchmarks.diagnosis import answers_of, diagnose
 from starling.evaluate.reward_benchmarks.intervals import Floats
 from starling.evaluate.reward_benchmarks.items import Item, Scored
 
@@ -267,7 +266,7 @@ def _fault_v2(item: Scored) -> str:
 
 
 def measure(scored: Iterable[Scored], resamples: int, seed: int, *, version: int) -> dict[str, Any]:
-    """The number of a version with trivial scorers beside it, and what all benchmarks share (length, calibration, best of n).
+    """The number of a version with trivial scorers beside it.
 
     Args:
         scored: items with scores, right answers first.
@@ -275,7 +274,7 @@ def measure(scored: Iterable[Scored], resamples: int, seed: int, *, version: int
 
     Returns:
         the result of `measure_v1` or `measure_v2`, and baselines (longest and shortest answer through the same arithmetic; in
-        version 1 also chance), part_baselines (scorer → part → accuracy), length, calibration …, see `diagnosis.diagnose`.
+        version 1 also chance), part_baselines (scorer → part → accuracy).
     """
     items = list(scored)
     score = measure_v1 if version == 1 else measure_v2
@@ -287,11 +286,7 @@ def measure(scored: Iterable[Scored], resamples: int, seed: int, *, version: int
             found = score(trivial, seed=seed, resamples=1)
             baselines[name] = found["accuracy"]
             parts[name] = {part: value["accuracy"] for part, value in found["parts"].items()}
-    answers = [answers_of(i) for i in items if len(i.scores) > 1]
-    return {
-        **score(items, seed=seed, resamples=resamples), "baselines": baselines, "part_baselines": parts,
-        **diagnose(answers, seed=seed, resamples=resamples),
-    }  # fmt: skip
+    return {**score(items, seed=seed, resamples=resamples), "baselines": baselines, "part_baselines": parts}
 
 
 # ── single items, to compare models on ───────────────────────────────────────────────────────────────────────────────

@@ -361,3 +361,4 @@ REWARDBENCH_2 = Benchmark(
     read=read,
     measure=partial(measure, version=2),
 )
+BENCHMARKS = (REWARDBENCH, REWARDBENCH_2)
