@@ -61,7 +61,11 @@ def evaluate_reward(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Write NAME.json for each benchmark and, with --model, its scores."),
+        typer.Option("--out", metavar="DIR", help="Keep results, verdicts for `compare`, page.html; with --model its scores."),
+    ] = None,
+    gold: Annotated[
+        Path | None,
+        typer.Option("--gold", metavar="FILE", help="A second model's scores of the same answers: the truth for best-of-n."),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say which benchmarks there are and where their files are.")] = False,
     as_json: AsJson = False,
@@ -79,13 +83,57 @@ def evaluate_reward(
         found = _score(wanted.model, wanted.data)
     if save_scores is not None:
         benchmarks.write_scores(save_scores, found[0])
+    if gold is not None:
+        found = [asking.against_gold(found, gold)]
     results = [benchmarks.measure(one) for one in found]
     if out is not None:
         asking.write(out, found, results, with_scores=wanted.model is not None)
+        _keep(out, found, results, str(wanted.model or ""))
     if as_json:
         print_json(results[0] if len(results) == 1 else {"results": results})
     else:
         _show(results)
+
+
+@evaluate_app.command("compare")
+def evaluate_compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="What `evaluate reward --out` wrote, one per model.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write page.html and comparison.json here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare reward models on the same items: paired tests, adjusted for all pairs of models and benchmarks at once."""
+    import json
+
+    from starling.evaluate.reward_benchmarks import compare
+    from starling.evaluate.reward_benchmarks import folders as kept
+
+    results, found = kept.compare_folders(folders)
+    if out is not None:
+        from starling.report import reward_page
+
+        page = reward_page.write_comparison(results, found, out)
+        (out / "comparison.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        complain(f"page: {page}")
+    if as_json:
+        print_json(found)
+        return
+    print_table(compare.standing_rows(found))
+    print()
+    print_table(compare.pair_rows(found))
+    print(
+        f"\n{found['method']}: {found['tests']:,} tests, different at adjusted p < {found['alpha']:g}; models that share a "
+        "letter are not distinguishable; intervals are those of single comparisons"
+    )
+
+
+def _keep(out: Path, found: Sequence[ScoredSet], results: Sequence[dict[str, Any]], model: str) -> None:
+    """What a comparison needs, RewardBench's own files, and the page."""
+    from starling.evaluate.reward_benchmarks import folders as kept
+    from starling.report import reward_page
+
+    name = model or next((one.model for one in found if one.model), "") or out.resolve().name
+    kept.write(out, kept.of_sets(name, found, results))
+    complain(f"page: {reward_page.write_page(results, out, model=name)}")
 
 
 def _score(model: Path, data: dict[str, Path]) -> list[ScoredSet]:
@@ -125,21 +173,22 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _headline(result: dict[str, Any]) -> dict[str, Any]:
-    best = max(result["baselines"], key=lambda name: result["baselines"][name])
+    known = {name: value for name, value in result["baselines"].items() if value is not None}
+    best = max(known, key=lambda name: known[name], default="")
     return {
         "benchmark": result["benchmark"],
         "accuracy": _number(result["accuracy"]),
         "95 % interval": _interval(result["ci"]),
         "n": result["n"],
         "clusters": result["clusters"],
-        "ties": result["ties"],
-        "best baseline": f"{_number(result['baselines'][best])} {best}",
+        "ties": result.get("ties"),
+        "best baseline": f"{_number(known[best])} {best}" if best else "",
     }
 
 
 def _details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every named number with an interval that the result holds, in rows."""
-    for group in ("parts", "honest", "by_type", "by_length_gap"):
+    for group in ("parts", "subsets", "honest", "by_type", "by_length_gap"):
         for name, part in result.get(group, {}).items():
             yield _row(f"better answer {name}" if group == "by_length_gap" else name, part["accuracy"], part["ci"], part["n"])
     for name, key in (("top1", "accuracy"), ("adjacent", "accuracy"), ("kendall_tau", "tau"), ("auroc", "auroc")):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from starling.errors import UsageError
+from starling.errors import InputError, UsageError
+from starling.evaluate.reward_benchmarks.gold_answers import with_gold
+from starling.evaluate.reward_benchmarks.items import Reading
 from starling.evaluate.reward_benchmarks.registry import BENCHMARKS, benchmark
-from starling.evaluate.reward_benchmarks.scores import ScoredSet, write_scores
+from starling.evaluate.reward_benchmarks.scores import ScoredSet, read_scores, write_scores
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,27 @@ def _named(names: Sequence[str], given: Sequence[str], option: str) -> dict[str,
             f"There is a file for '{extra[0]}', which is not asked for", where=option, cure=f"add --benchmark {extra[0]}"
         )
     return {name: found[name] for name in dict.fromkeys(names or found)}
+
+
+def against_gold(found: Sequence[ScoredSet], gold: Path) -> ScoredSet:
+    """The scored answers of one benchmark with a second model's scores of the same answers for the truth; best-of-n is measured.
+
+    Raises:
+        UsageError: there is not exactly one benchmark.
+        InputError: the gold file cannot be read, is of another benchmark, or has no answer in common.
+    """
+    if len(found) != 1:
+        raise UsageError("A gold model can judge one benchmark at a time", where="--gold", cure="name one --benchmark")
+    proxy, reading = found[0], Reading()
+    items = with_gold(proxy.items, read_scores(benchmark(proxy.benchmark), gold).items, reading)
+    if not items:
+        raise InputError(
+            "The two files of scores have no answers in common",
+            where=f"{proxy.data}, {gold}",
+            cure="score the same benchmark's file with both models",
+        )
+    left_out = dict(reading.left_out + Counter(proxy.left_out))
+    return replace(proxy, benchmark="best_of_n", items=tuple(items), left_out=left_out)
 
 
 def write(folder: Path, found: Sequence[ScoredSet], results: Sequence[dict[str, Any]], *, with_scores: bool) -> None:

@@ -1,6 +1,7 @@
 """A folder of results of one reward model, and the comparison of several.
 
     results.json       {"model", "results": [one object per benchmark]}
+    rewardbench*/      RewardBench's own files, see rewardbench_files
     verdicts.jsonl.gz  one row per item: benchmark, id, cluster, value, weight; what a comparison of models needs
 
 A comparison pairs items by benchmark and id, so it notices when two models were not asked the same.
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from starling.errors import InputError
-from starling.evaluate.reward_benchmarks import compare
+from starling.evaluate.reward_benchmarks import compare, rewardbench, rewardbench_files
 from starling.evaluate.reward_benchmarks.compare import Verdict
+from starling.evaluate.reward_benchmarks.scores import ScoredSet
 from starling.rows import read_rows
 
 RESULTS_FILE = "results.json"
@@ -33,6 +35,18 @@ class Folder:
     model: str
     results: list[dict[str, Any]]
     verdicts: Mapping[str, Sequence[Verdict]]
+    sets: Sequence[ScoredSet] = ()
+    """Scored items, of which RewardBench's are also written as its own tools would; not read again."""
+
+
+def of_sets(model: str, sets: Sequence[ScoredSet], results: Sequence[dict[str, Any]]) -> Folder:
+    """What one model did, from its scored items.
+
+    RewardBench's verdicts carry the weights of its sections; every other benchmark is compared on its pairs.
+    """
+    special = {"rewardbench": rewardbench.verdicts_v1, "rewardbench-2": rewardbench.verdicts_v2}
+    found = {s.benchmark: special.get(s.benchmark, compare.verdicts)(s.items) for s in sets}
+    return Folder(model, list(results), {name: verdicts for name, verdicts in found.items() if verdicts}, tuple(sets))
 
 
 def write(out: Path, found: Folder) -> None:
@@ -45,8 +59,24 @@ def write(out: Path, found: Folder) -> None:
                     row = {"benchmark": benchmark, **asdict(verdict)}
                     file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         _replace(out / VERDICTS_FILE, buffer.getvalue())
+    for one, result in zip(found.sets, found.results, strict=False):
+        _write_public(out, found.model, one, result)
     text = json.dumps({"model": found.model, "results": found.results}, indent=2, ensure_ascii=False, allow_nan=False)
     _replace(out / RESULTS_FILE, text.encode())
+
+
+def _write_public(out: Path, model: str, scored: ScoredSet, result: Mapping[str, Any]) -> None:
+    """RewardBench's own files in a folder of the benchmark's name; for version 1 also those of its command."""
+    if scored.benchmark not in ("rewardbench", "rewardbench-2"):
+        return
+    version = 1 if scored.benchmark == "rewardbench" else 2
+    parts = result["subsets"] if version == 1 else result["parts"]
+    subsets = {name: part["accuracy"] for name, part in parts.items()}
+    kept = [one for one in scored.items if version == 2 or len(one.scores) == 2]
+    public = rewardbench_files.Result(model, subsets, chat_template="tokenizer")
+    rewardbench_files.write_public(out / scored.benchmark, kept, public, version=version)
+    if version == 1:
+        rewardbench_files.write_command(out / scored.benchmark, kept, public)
 
 
 def _replace(path: Path, content: bytes) -> None:
