@@ -151,6 +151,7 @@ def describe(pairs: Pairs, resamples: int, seed: int) -> dict[str, Any]:
     subsets, ratio_N = pairs.subsets(), pairs.ratios
     gaps = {name: (ratio_N >= low) & (ratio_N < high) for name, (low, high) in GAPS.items()}
     ties = int((margin_N == 0).sum())
+    trivial_N = {"chance": np.full(len(pairs), 0.5)} | {name: other_N > 0 for name, other_N in pairs.trivial().items()}
     found = share(margin_N > 0, cluster_N, resamples, seed)
     return {
         **found,
@@ -161,7 +162,7 @@ def describe(pairs: Pairs, resamples: int, seed: int) -> dict[str, Any]:
         "parts": {name: part(where_N) for name, where_N in subsets.items()} if len(subsets) > 1 else {},
         "by_length_gap": {name: part(where_N) for name, where_N in gaps.items() if where_N.any()},
         "length_preference": length_preference(margin_N, ratio_N, cluster_N, resamples, seed),
-        **against_trivial(margin_N, pairs.trivial(), cluster_N, resamples, seed),
+        **against(margin_N > 0, trivial_N, cluster_N, resamples, seed),
     }
 
 
@@ -176,21 +177,24 @@ def length_preference(margin_N: Floats, ratio_N: Floats, cluster_N: Ints, resamp
     return {"reward": reward["accuracy"], "ci": reward["ci"], "truth": float(longer_better_N.mean()), "n": reward["n"]}
 
 
-def against_trivial(
-    margin_N: Floats, trivial: Mapping[str, Floats], cluster_N: Ints, resamples: int, seed: int
-) -> dict[str, Any]:
-    """Accuracy of the trivial scorers on the same pairs, and how far the reward is above the best of them.
+def against(value_N: Any, trivial: Mapping[str, Any], clusters: Any, resamples: int, seed: int) -> dict[str, Any]:
+    """What trivial scorers reach on the same cases, and how far the reward is above the best of them.
+
+    Args:
+        value_N: the reward's value in each case, e.g. whether the pair is right.
+        trivial: each trivial scorer's values in the same cases.
+        clusters: each case's cluster, as numbers.
 
     Returns:
-        {"baselines": {name: accuracy}, "over_baseline": {"baseline", "difference", "ci"}}; the difference is paired, pair by
-        pair, so its interval is narrower than those of the two accuracies.
+        {"baselines": {name: mean}, "over_baseline": {"baseline", "difference", "ci"}}; the difference is paired, case by case, so
+        its interval is narrower than those of the two means.
     """
-    right = {"chance": np.full(len(margin_N), 0.5)} | {name: (m_N > 0).astype(np.float64) for name, m_N in trivial.items()}
-    accuracy = {name: float(right_N.mean()) for name, right_N in right.items()}
-    best = max(accuracy, key=lambda name: accuracy[name])
-    gap = stats.paired_difference(margin_N > 0, right[best], cluster_N.tolist(), resamples=resamples, seed=seed)
+    means = {name: float(np.mean(values)) for name, values in trivial.items()}
+    best = max(means, key=lambda name: means[name])
+    numbers = np.asarray(clusters).tolist()
+    gap = stats.paired_difference(value_N, trivial[best], numbers, resamples=resamples, seed=seed)
     return {
-        "baselines": accuracy,
+        "baselines": means,
         "over_baseline": {"baseline": best, "difference": gap.mean, "ci": [gap.low, gap.high]},
     }
 

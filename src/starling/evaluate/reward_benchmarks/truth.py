@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from starling import stats
 from starling.evaluate.reward_benchmarks import measures
 from starling.evaluate.reward_benchmarks.items import Benchmark, Item, Reading, Scored
 from starling.evaluate.reward_benchmarks.reading import (
@@ -75,20 +74,19 @@ def measure_triplets(scored: Iterable[Scored], resamples: int, seed: int) -> dic
     numbered = _numbered([found.item.cluster for found in rows])
     right_N3 = np.array([_triplet_parts(*found.scores) for found in rows], dtype=np.float64)
     parts = {name: measures.share(right_N3[:, i], numbered, resamples, seed) for i, name in enumerate(TRIPLET_PARTS)}
-    baselines = {
-        name: float(np.mean([_triplet_parts(*(score(answer) for answer in found.item.answers)) for found in rows]))
+    trivial = {
+        name: [sum(_triplet_parts(*map(score, found.item.answers))) / 3 for found in rows]
         for name, score in measures.TRIVIAL.items()
     }
-    given = sum(found.item.answers[0] == found.item.answers[2] for found in rows)
-    baselines["chance"] = (0.5 + 0.5 + 0.5 + 0.5 * given / len(rows)) / 3
-    overall = measures.share(right_N3.mean(1), numbered, resamples, seed)
+    trivial["chance"] = [(0.5 + 0.5 + (1.0 if found.item.answers[0] == found.item.answers[2] else 0.5)) / 3 for found in rows]
+    each_N = right_N3.mean(1)
     return {
-        **overall,
+        **measures.share(each_N, numbered, resamples, seed),
         "clusters": len(set(numbered)),
         "parts": parts,
         "ties": sum(len({*found.scores}) < len({*found.item.answers}) for found in rows),
         "honest": _honest(rows, numbered, resamples, seed),
-        "baselines": baselines,
+        **measures.against(each_N, trivial, numbered, resamples, seed),
     }
 
 
@@ -189,17 +187,16 @@ def measure_questions(scored: Iterable[Scored], resamples: int, seed: int) -> di
         "ties": int(((one > 0) & (one < 1)).sum()),
         "parts": parts,
         "auroc": measures.auroc(scores, true, np.repeat(numbered, repeats), resamples, seed),
-        "baselines": _question_baselines(rows),
+        **measures.against(one, _question_baselines(rows), numbered, resamples, seed),
         "pairs": {key: paired[key] for key in ("ties", "accuracy_half_ties", "baselines", "over_baseline", "length_preference")},
     }  # fmt: skip
 
 
-def _question_baselines(rows: Sequence[Scored]) -> dict[str, float]:
-    """MC1 of scorers that know nothing: by chance, and by the answer's text alone."""
-    wrong = [sum(label != "correct" for label in found.item.labels) for found in rows]
-    found = {"chance": float(np.mean([1 / n for n in wrong]))}
+def _question_baselines(rows: Sequence[Scored]) -> dict[str, list[float]]:
+    """MC1 of scorers that know nothing, question by question: by chance, and by the answer's text alone."""
+    found = {"chance": [1 / sum(label != "correct" for label in row.item.labels) for row in rows]}
     for name, score in measures.TRIVIAL.items():
-        found[name] = float(np.mean([mc1([score(answer) for answer in r.item.answers], r.item.labels) for r in rows]))
+        found[name] = [mc1([score(answer) for answer in row.item.answers], row.item.labels) for row in rows]
     return found
 
 
@@ -300,19 +297,15 @@ def measure_labelled(scored: Iterable[Scored], resamples: int, seed: int) -> dic
         for name, score in measures.TRIVIAL.items()
     }
     right = _held_out_accuracy(scores, true, half)
-    majority = float(max(true.mean(), 1 - true.mean()))
-    gap = stats.bootstrap_mean(right - majority, clusters.tolist(), resamples=resamples, seed=seed)
+    known = {"majority": np.full(len(true), max(true.mean(), 1 - true.mean()))}
+    known |= {name: _held_out_accuracy(values, true, half) for name, values in trivial.items()}
     return {
         **measures.share(right, clusters, resamples, seed),
         "clusters": len(set(numbered)),
         "parts": {"pairs": {key: paired[key] for key in ("accuracy", "ci", "n")}},
         "auroc": measures.auroc(scores, true, clusters, resamples, seed),
         "ties": paired["ties"],
-        "baselines": {
-            "majority": majority,
-            **{name: float(_held_out_accuracy(values, true, half).mean()) for name, values in trivial.items()},
-        },
-        "over_baseline": {"baseline": "majority", "difference": gap.mean, "ci": [gap.low, gap.high]},
+        **measures.against(right, known, clusters, resamples, seed),
         "pairs": {key: paired[key] for key in ("ties", "accuracy_half_ties", "baselines", "over_baseline", "length_preference")},
     }
 
