@@ -62,12 +62,19 @@ def test_pairs_are_k_wise_with_two_answers_in_either_order() -> None:
 
 
 def test_ties_share() -> None:
-    """Equal scores are a coin; two truly best answers share the label, and the top of either is right."""
+    """Equal scores are a coin; two truly best answers share the label, and one of them is the best by half."""
     of = cal.choices([[1.0, 1.0], [2.0, 1.0, 0.0]], [[1, 0], [1, 1, 0]], ["a", "b"])
     found = cal.measure(of, cal.log_chances(of.scores_NK, 1.0), seed=0, bins=1)
-    assert found["accuracy"] == pytest.approx((0.5 + 1.0) / 2)
+    assert found["accuracy"] == pytest.approx((0.5 + 0.5) / 2)
     chance = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
     assert found["log_loss"] == pytest.approx((log(2) - 0.5 * log(chance[0]) - 0.5 * log(chance[1])) / 2)
+
+
+def test_a_model_that_is_sure_of_two_equally_best_answers_is_calibrated() -> None:
+    of = cal.choices([[9.0, 9.0, -30.0], [9.0, 9.0, -30.0]], [[1, 1, 0], [1, 1, 0]], ["a", "b"])
+    found = cal.measure(of, cal.log_chances(of.scores_NK, 1.0), seed=0)
+    assert found["ece"] == pytest.approx(0.0)
+    assert found["log_loss"] == pytest.approx(log(2))
 
 
 def test_equal_confidences_are_never_split() -> None:

@@ -3,7 +3,8 @@
 A reward model states a probability through its loss. Over K answers that is the Plackett–Luce chance of being the best,
 softmax(scores / T); for a pair it is Bradley and Terry's σ((s_a − s_b) / T), which is the same with K = 2. So one function
 measures both, and pairs need no orientation: the confidence is the greatest of the K probabilities, the outcome whether that
-answer is the best. Equal top scores share the outcome, truly best answers share the label.
+answer is the best. Equal top scores share the outcome. Of m equally best answers each is the best with chance 1/m (a tie broken
+at random, as the loss has it), so taking one of them is right by 1/m: that is how sure a model can be of it.
 
     ECE               Σ_b w_b |right_b − confidence_b| over bins of equal mass (Guo et al. 2017, arXiv 1706.04599, with equal-mass
                       bins as in Nguyen and O'Connor 2015); equal confidences are never split over bins
@@ -130,7 +131,7 @@ def _judged(of: Choices, log_p_NK: Floats) -> tuple[Floats, Floats, Floats, Floa
     confidence = p.max(1)
     top = of.scores_NK == of.scores_NK.max(1, keepdims=True)
     truly = of.best_NK > 0
-    right = (top & truly).sum(1) / top.sum(1)
+    right = (top * of.best_NK).sum(1) / top.sum(1)
     brier = 0.5 * ((p - of.best_NK) ** 2).sum(1)
     loss = -(of.best_NK * np.where(truly, log_p_NK, 0.0)).sum(1)
     return confidence, right, brier, loss
