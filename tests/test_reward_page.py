@@ -128,6 +128,24 @@ def test_better_means_the_interval_excludes_the_best_baseline(low: float, high: 
     assert reward_page._verdict(reward_page.Line("b", None, None, 0), bars) == ""
 
 
+@pytest.mark.parametrize(("ci", "verdict"), [([0.01, 0.2], "better"), ([-0.2, -0.01], "worse"), ([-0.1, 0.1], "open")])
+def test_a_paired_difference_decides_where_there_is_one(ci: list[float], verdict: str) -> None:
+    line, bars = reward_page.Line("b", 0.6, [0.5, 0.7], 9), [reward_page.Line("longest", 0.6, None, None)]
+    assert reward_page._verdict(line, bars, {"baseline": "longest", "difference": 0.0, "ci": ci}) == verdict
+
+
+def test_first_places_and_tau_are_said() -> None:
+    found = {
+        "benchmark": "kwise", "accuracy": 0.8, "ci": None, "n": 9, "top1": {"accuracy": 0.5, "ci": [0.4, 0.6], "n": 9},
+        "adjacent": {"accuracy": 0.6, "ci": [0.5, 0.7], "n": 9}, "kendall_tau": {"tau": 0.25, "ci": [0.2, 0.3], "n": 9},
+    }  # fmt: skip
+    said = text_of(reward_page.render({"m": [found]}))
+    assert (
+        "Best answer first 50.0 % (40.0 to 60.0 %); neighbours in order 60.0 % (50.0 to 70.0 %); Kendall’s τ 0.25 (0.200 to"
+        in said
+    )
+
+
 def test_a_result_with_nothing_but_its_name_is_shown_as_missing() -> None:
     html = reward_page.render({"m": [{"benchmark": "rewardbench", "accuracy": None, "ci": None, "n": 0, "parts": {}}]})
     whole(html)

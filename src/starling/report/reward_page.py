@@ -3,8 +3,9 @@
 It reads plain results, those that `starling evaluate reward` writes, so it knows neither files of scores nor the measures.
 A result is a dict: `benchmark`, `accuracy`, `ci`, `n`, `parts` and `baselines` (name → number, or a dict with `accuracy`, `ci`,
 `n`), `left_out` (reason → count); and where measured `clusters`, `missing`, `subsets` (as parts, finer), `part_baselines`
-(scorer → part → accuracy), `length`, `correlation`, `calibration`, `best_of_n`, as the modules of those names give them. What a
-model or a user wrote is escaped by the template; equal results give equal bytes.
+(scorer → part → accuracy), `over_baseline`, `top1`, `adjacent`, `kendall_tau`, `auroc`, `length`, `correlation`, `calibration`,
+`best_of_n`, as the modules that measure them give them. What a model or a user wrote is escaped by the template; equal results
+give equal bytes.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _lead(shown: Sequence[tuple[str, Sequence[Panel]]], comparison: Mapping[str,
     if not judged:
         return ""
     better, worse = (sum(p.verdict == verdict for p in judged) for verdict in ("better", "worse"))
-    said = f"Against the best trivial scorer the model is better on {better} of {len(judged)} benchmarks"
+    said = f"Against the best trivial scorer the model is better on {better} of {len(judged)} benchmark{'s' * (len(judged) > 1)}"
     said += f", worse on {worse}" if worse else ""
     return said + (f" and not clearly different on {len(judged) - better - worse}." if better + worse < len(judged) else ".")
 
@@ -159,7 +160,10 @@ def _share(value: Mapping[str, Any]) -> float | None:
     return found if isinstance(found, int | float) else None
 
 
-def _verdict(line: Line, baselines: Sequence[Line]) -> str:
+def _verdict(line: Line, baselines: Sequence[Line], paired: Mapping[str, Any] | None = None) -> str:
+    """Against the best baseline: by the paired difference where the result has one, else by where the baseline lies."""
+    if paired and paired.get("ci"):
+        return "better" if paired["ci"][0] > 0 else "worse" if paired["ci"][1] < 0 else "open"
     bars = [b.value for b in baselines if b.value is not None]
     if line.value is None or line.ci is None or not bars:
         return ""
@@ -177,8 +181,8 @@ def _panel(result: Result, anchor: str) -> Panel:
     drawn += [*_growth_figure(result.get("best_of_n"), anchor), *_length_figures(result.get("length"), anchor)]
     return Panel(
         name=line.name.replace("_", " "), anchor=anchor, line=line, parts=parts + subsets, baselines=baselines,
-        verdict=_verdict(line, baselines), figures=drawn, facts=_facts(result), left_out=result.get("left_out") or {},
-        missing=list(result.get("missing") or ()), clusters=result.get("clusters"),
+        verdict=_verdict(line, baselines, result.get("over_baseline")), figures=drawn, facts=_facts(result),
+        left_out=result.get("left_out") or {}, missing=list(result.get("missing") or ()), clusters=result.get("clusters"),
     )  # fmt: skip
 
 
@@ -188,6 +192,16 @@ def _facts(result: Result) -> list[str]:
     if result.get("with_prior_sets") is not None:
         bounds = _in(result.get("with_prior_sets_ci"))
         said.append(f"With the four prior sets at half weight: {percent(result['with_prior_sets'])}{bounds}.")
+    named = (
+        ("top1", "accuracy", "Best answer first"),
+        ("adjacent", "accuracy", "neighbours in order"),
+        ("auroc", "auroc", "AUROC"),
+    )
+    ranks = [(said_, result[key], field) for key, field, said_ in named if result.get(key)]
+    if ranks:
+        shown = "; ".join(f"{name} {percent(of[field])}{_in(of['ci'])}" for name, of, field in ranks)
+        tau = result.get("kendall_tau") or {}
+        said.append(shown + (f"; Kendall’s τ {number(tau['tau'], 2)}{_in(tau['ci'], False)}." if tau else "."))
     length, correlation = result.get("length") or {}, result.get("correlation") or {}
     if length.get("model_longer") is not None:
         said.append(
