@@ -1,92 +1,166 @@
-"""The command from scores to files, page and comparison."""
+"""`starling evaluate reward` as a person uses it; `starling evaluate CONFIG` beside it."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from starling.cli import call
-from starling.evaluate.reward_benchmarks import folders
-from starling.evaluate.reward_benchmarks import rewardbench as rb
-from starling.evaluate.reward_benchmarks import rewardbench_files as files
+from starling import cli
+
+Run = Callable[..., tuple[int, str, str]]
 
 
-def scores_file(path: Path, shift: float) -> Path:
-    """A public score file of all 23 subsets, four items each: the chosen answer wins by `shift` less the item's number."""
-    rows = [(s, f"{s}{k}", float(k)) for s in rb.EXAMPLE_COUNTS for k in range(4)]
-    columns = {
-        "subset": [s for s, _, _ in rows], "id": [i for _, i, _ in rows],
-        "text_chosen": [[{"role": "user", "content": i}, {"role": "assistant", "content": "good" * 3}] for _, i, _ in rows],
-        "text_rejected": [[{"role": "user", "content": i}, {"role": "assistant", "content": "bad"}] for _, i, _ in rows],
-        "scores_chosen": [shift for _ in rows], "scores_rejected": [k for _, _, k in rows], "model": "org/m",
-    }  # fmt: skip
-    path.write_text(json.dumps(columns), "utf-8")
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """run("--benchmark", …) → (exit code, stdout, stderr) of `starling evaluate reward`."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        code = cli.call(["evaluate", "reward", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def rows(n: int = 6, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "question_id": f"q{i}", "prompt": f"question {i}", "response_a": "a long answer", "response_b": "short",
+            "winner": "model_a" if i % 2 else "model_b", "score_a": float(i), "score_b": 2.5, **more,
+        }
+        for i in range(n)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "human.json"
+    path.write_text(json.dumps([*rows(), *({**row, "question_id": "t", "winner": "tie"} for row in rows(1))]), encoding="utf-8")
     return path
 
 
-def kwise_file(path: Path, scores: list[list[float]]) -> Path:
-    rows = [
-        {"id": i, "prompt": f"q{i}", "answers": [{"answer": f"{i}-{k}", "rank": k + 1, "score": s} for k, s in enumerate(of)]}
-        for i, of in enumerate(scores)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
+def test_scores_of_a_public_file_as_json(run: Run, file: Path) -> None:
+    code, out, err = run("--benchmark", "human_preference", "--scores", file, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    # a is above from question 3 on; a is better in odd ones: 0, 2, 3, 5 are right
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert (found["benchmark"], found["n"], found["left_out"]) == ("human_preference", 6, {"tie": 1})
+    assert {"parts", "ci", "baselines", "clusters", "over_baseline"} <= set(found)
 
 
-def test_rewardbench_from_a_public_score_file_to_its_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = scores_file(tmp_path / "m.json", 2.5)  # three of four right in each subset
-    out = tmp_path / "out"
-    assert call(["evaluate", "reward", "--benchmark", "rewardbench", "--scores", str(given), "--out", str(out), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["accuracy"] == pytest.approx(0.75)
-    assert said["baselines"] == pytest.approx({"chance": 0.5, "longest": 1.0, "shortest": 0.0})
-    assert said["parts"]["Safety"]["accuracy"] == pytest.approx(0.75)
-    kept = folders.read(out)
-    assert kept.results == [said]
-    assert len(kept.verdicts["rewardbench"]) == 23 * 4
-    public = next((out / "rewardbench" / "eval-set").rglob("*.json"))
-    assert files.read_result(public).subsets == dict.fromkeys(rb.EXAMPLE_COUNTS, 0.75)
-    assert list((out / "rewardbench").rglob("*_outputs.jsonl"))
-    again = next((out / "rewardbench" / "eval-set-scores").rglob("*.json"))
-    assert call(["evaluate", "reward", "--benchmark", "rewardbench", "--scores", str(again), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["accuracy"] == said["accuracy"]
-    assert "<svg" in (out / "page.html").read_text("utf-8")
+def test_tables_and_counts_of_what_is_left_out(run: Run, file: Path) -> None:
+    code, out, err = run("--benchmark", "human_preference", "--scores", file)
+    assert code == 0
+    headline = out.splitlines()[2].split()
+    assert headline[:2] == ["human_preference", "0.667"]
+    assert "baseline longest" in out
+    assert "above longest" in out or "above chance" in out
+    assert err == "human_preference: not asked about or not usable: 1 tie\n"
 
 
-def test_two_models_are_compared_and_a_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, shift in (("a", 2.5), ("b", 0.5)):
-        given = scores_file(tmp_path / f"{name}.json", shift)
-        command = ["evaluate", "reward", "--benchmark", "rewardbench", "--scores", str(given), "--out", str(tmp_path / name)]
-        assert call(command) == 0
-        assert "rewardbench" in capsys.readouterr().out
-    compared = [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert call(["evaluate", "compare", *compared, "--out", str(tmp_path / "c"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    (pair,) = found["pairs"]
-    assert pair["difference"] == pytest.approx(0.5)
-    assert pair["different"]
-    assert json.loads((tmp_path / "c" / "comparison.json").read_text("utf-8")) == found
-    assert "2 reward models" in (tmp_path / "c" / "page.html").read_text("utf-8")
-    assert call(["evaluate", "compare", *compared]) == 0
-    said = capsys.readouterr().out
-    assert "75.0 a" in said
-    assert "25.0 b" in said
-    assert call(["evaluate", "compare", compared[0], str(tmp_path)]) == 1
-    assert "There are no results here" in capsys.readouterr().err
+def test_several_benchmarks_and_a_folder_of_results(run: Run, file: Path, tmp_path: Path) -> None:
+    safety = tmp_path / "a=b.json"  # a path may have an = in it
+    safety.write_text(json.dumps(rows(safer_response_id=0)), encoding="utf-8")
+    out_dir = tmp_path / "results"
+    code, out, _ = run(
+        "--scores", f"safety_preference={safety}", "--scores", f"human_preference={file}", "--out", out_dir, "--json"
+    )
+    assert code == 0
+    found = json.loads(out)["results"]
+    assert [one["benchmark"] for one in found] == ["safety_preference", "human_preference"]
+    assert sorted(p.name for p in out_dir.iterdir()) == [
+        "human_preference.json", "page.html", "results.json", "safety_preference.json", "verdicts.jsonl.gz",
+    ]  # fmt: skip
+    assert json.loads((out_dir / "human_preference.json").read_text("utf-8")) == found[1]
+    assert run("--benchmark", "safety_preference", "--scores", safety, "--json")[0] == 0
 
 
-def test_a_proxy_judged_by_a_gold_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    proxy = kwise_file(tmp_path / "proxy.jsonl", [[3, 2, 1], [1, 2, 3]])
-    gold = kwise_file(tmp_path / "gold.jsonl", [[0.9, 0.5, 0.1], [0.9, 0.5, 0.1]])
-    command = ["evaluate", "reward", "--benchmark", "kwise", "--scores", str(proxy), "--gold", str(gold), "--json"]
-    assert call(command) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["benchmark"] == "best_of_n"
-    assert said["accuracy"] == 0.5
-    assert [row["truth"] for row in said["best_of_n"]["n"]] == pytest.approx([0.5, 0.5, 0.5])
-    other = kwise_file(tmp_path / "other.jsonl", [[1, 2]])
-    command[command.index(str(gold))] = str(other)
-    assert call(command) == 1
-    assert "no answers in common" in capsys.readouterr().err
+def test_from_a_model_and_again_from_its_saved_scores(
+    run: Run, file: Path, tmp_path: Path, backbone: Callable[..., Path]
+) -> None:
+    from starling.models.load import load_backbone_as_scalar, load_tokenizer, save_folder
+
+    tokenizer = load_tokenizer(backbone("llama"))
+    save_folder(tmp_path / "model", load_backbone_as_scalar(backbone("llama"), 0, tokenizer), tokenizer)
+    saved = tmp_path / "scores.jsonl.gz"
+    options = ("--benchmark", "human_preference", "--model", tmp_path / "model", "--data", file)
+    code, out, err = run(*options, "--save-scores", saved, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert "scoring" in err
+    first = json.loads(out)
+    assert first["left_out"] == {"tie": 1}
+    again = json.loads(run("--benchmark", "human_preference", "--scores", saved, "--json")[1])
+    assert again == first
+    assert saved.read_bytes() == (tmp_path / "out" / "human_preference.scores.jsonl.gz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "Nothing says where the scores come from"),
+        (("--benchmark", "dance", "--scores", "FILE"), "There is no benchmark 'dance'"),
+        (("--scores", "FILE"), "not said which benchmark the file"),
+        (("--benchmark", "pairs", "--benchmark", "kwise", "--scores", "FILE"), "not said which benchmark the file"),
+        (("--benchmark", "pairs", "--scores", "kwise=FILE"), "no file for the benchmark 'pairs'"),
+        (("--benchmark", "pairs", "--scores", "pairs=FILE", "--scores", "kwise=FILE"), "'kwise', which is not asked for"),
+        (("--benchmark", "pairs", "--scores", "FILE", "--scores", "pairs=FILE"), "'pairs' has two files"),
+        (("--benchmark", "pairs", "--scores", "FILE", "--model", "m"), "beside it"),
+        (("--benchmark", "pairs", "--scores", "FILE", "--data", "FILE"), "beside it"),
+        (("--benchmark", "pairs", "--model", "m"), "no file for the benchmark 'pairs'"),
+        (("--model", "m"), "No benchmark is named"),
+        (("--benchmark", "pairs", "--scores", "FILE", "--save-scores", "s.jsonl"), "--save-scores"),
+        (("--model", "m", "--data", "pairs=FILE", "--data", "kwise=FILE", "--save-scores", "s.jsonl"), "--save-scores"),
+    ],
+)
+def test_wrong_use_is_one_paragraph_and_exit_2(run: Run, file: Path, options: tuple[str, ...], said: str) -> None:
+    code, out, err = run(*(option.replace("FILE", str(file)) for option in options))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_a_wrong_file_is_one_paragraph_and_exit_1(run: Run, file: Path, tmp_path: Path) -> None:
+    code, out, err = run("--benchmark", "truthful_qa", "--scores", file)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "no field 'response_c'" in err
+    code, _, err = run("--benchmark", "human_preference", "--model", tmp_path, "--data", file)
+    assert code == 1
+    assert "There is no model here" in err
+
+
+def test_the_list_names_every_benchmark_with_its_file_and_source(run: Run) -> None:
+    from starling.evaluate.reward_benchmarks import BENCHMARKS
+
+    code, out, _ = run("--list")
+    assert code == 0
+    assert [line.partition(":")[0] for line in out.splitlines() if not line.startswith(" ")] == list(BENCHMARKS)
+    listed = json.loads(run("--list", "--json")[1])
+    assert [row["benchmark"] for row in listed] == list(BENCHMARKS)
+    assert all(row["file"] and row["source"] for row in listed)
+
+
+def test_the_stage_command_needs_no_word_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["none.toml"], ["run", "none.toml"], ["--set", "a.b=1", "none.toml"], ["none.toml", "--json"]):
+        assert cli.call(["evaluate", *arguments]) == 2
+        assert "The settings file does not exist. Where: none.toml" in capsys.readouterr().err
+    assert cli.call(["evaluate", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "reward" in shown
+    assert "run" in shown
+
+
+def test_scores_are_measured_without_torch(file: Path) -> None:
+    code = (
+        "import sys; from starling.cli import call\n"
+        f"assert call(['evaluate', 'reward', '--benchmark', 'human_preference', '--scores', {str(file)!r}]) == 0\n"
+        "assert not {'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ})
+    assert result.returncode == 0, result.stderr

@@ -346,7 +346,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 REWARDBENCH = Benchmark(
     name="rewardbench",
-    asks="Is the chosen answer scored above the rejected one: chat, hard chat, safety, reasoning? (RewardBench, version 1)",
+    asks="RewardBench 1: is the chosen answer scored above the rejected one, in chat, hard chat, safety and reasoning?",
     file="the split `filtered` as .parquet, .json or .jsonl: prompt, chosen, rejected, subset, id; or an eval-set-scores file",
     source="huggingface.co/datasets/allenai/reward-bench, ODC-BY; its subsets keep their own licences",
     read=read,
@@ -354,7 +354,7 @@ REWARDBENCH = Benchmark(
 )
 REWARDBENCH_2 = Benchmark(
     name="rewardbench-2",
-    asks="Is the right answer scored above three wrong ones, and are equally right answers scored alike? (RewardBench 2)",
+    asks="RewardBench 2: is the right answer scored above three wrong ones, and are equally right answers scored alike?",
     file="the split `test` as .parquet, .json or .jsonl: prompt, chosen [texts], rejected [texts], num_correct, subset, id; or "
     "an eval-set-scores file",
     source="huggingface.co/datasets/allenai/reward-bench-2, ODC-BY",
