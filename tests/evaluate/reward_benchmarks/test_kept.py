@@ -41,7 +41,7 @@ def test_rewardbench_from_a_public_score_file_to_its_own_files(tmp_path: Path, c
     assert call(["evaluate", "reward", "--benchmark", "rewardbench", "--scores", str(given), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["accuracy"] == pytest.approx(0.75)
-    assert said["baselines"] == pytest.approx({"chance": 0.5, "longest": 1.0, "shortest": 0.0})
+    assert said["baselines"] == {"chance": 0.5, "longest": 1.0, "shortest": 0.0}, "exactly"
     assert said["parts"]["Safety"]["accuracy"] == pytest.approx(0.75)
     kept = folders.read(out)
     assert kept.results == [said]
