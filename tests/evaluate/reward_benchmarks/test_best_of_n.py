@@ -105,14 +105,6 @@ def test_an_n_beyond_the_answers_is_refused() -> None:
         best_of_n.expected_truths([1.0, 2.0], [1.0, 2.0], [3])
 
 
-def test_proxy_against_gold_joins_by_item_and_counts_the_rest() -> None:
-    proxy = {"1": ("a", [0.0, 1.0]), "2": ("b", [1.0, 0.0]), "3": ("c", [1.0, 0.0]), "4": ("d", [1.0])}
-    gold = {"2": [5.0, 3.0], "1": [0.0, 4.0], "4": [1.0, 2.0], "9": [1.0, 2.0]}
-    found = best_of_n.against_gold(proxy, gold, seed=0)
-    assert [row["truth"] for row in found["n"]] == pytest.approx([3.0, 4.5])
-    assert found["left_out"] == {"no_gold": 1, "other_number_of_answers": 1, "no_proxy": 1}
-
-
 def test_a_proxy_that_is_gamed_by_few_answers_turns_down() -> None:
     """Gao et al.: the reward follows the truth but for one answer in sixteen, which it overrates and which is worth nothing."""
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ base in nats (Beirami et al. 2024, arXiv 2401.01879; an equality only when no an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from math import comb, log
 from typing import Any
@@ -126,38 +126,3 @@ def curve(
         for i, n in enumerate(ns)
     ]  # fmt: skip
     return found | {"prompts": len(kept), "clusters": len(names)}
-
-
-def against_gold(
-    proxy: Mapping[str, tuple[str, Sequence[float]]],
-    gold: Mapping[str, Sequence[float]],
-    *,
-    seed: int,
-    resamples: int = intervals.RESAMPLES,
-) -> dict[str, Any]:
-    """The curve of one reward model's picks, judged by another's scores of the same answers (proxy and gold, as in Gao et al.
-    2022, arXiv 2210.10760): where it turns down, choosing harder makes the answers worse.
-
-    Args:
-        proxy: item's id → (cluster, scores of its answers); whose picks are judged.
-        gold: item's id → scores of the same answers in the same order, taken for the truth.
-
-    Returns:
-        as `curve`; items that only one side has, or has with another number of answers, are counted in left_out.
-    """
-    left_out = Counter[str]()
-    kept = []
-    for name, (_, scores) in proxy.items():
-        if name not in gold:
-            left_out["no_gold"] += 1
-        elif len(gold[name]) != len(scores):
-            left_out["other_number_of_answers"] += 1
-        else:
-            kept.append(name)
-    left_out["no_proxy"] = sum(name not in proxy for name in gold)
-    found = curve(
-        [proxy[name][1] for name in kept], [gold[name] for name in kept], [proxy[name][0] for name in kept], seed=seed,
-        resamples=resamples,
-    )  # fmt: skip
-    found["left_out"] |= {reason: n for reason, n in left_out.items() if n}
-    return found

@@ -341,10 +341,12 @@ def _combined(weights: Sequence[Floats | None]) -> Callable[[Floats], Floats]:
 
     def statistic(totals: Floats) -> Floats:
         means = intervals.ratios(totals)
-        sums = [
-            np.full(len(means), np.nan) if row is None else (means[:, row != 0] @ row[row != 0]).round(14)  # 0 · NaN would be NaN; all right is 1, not 1 + 2e-16
-            for row in weights
-        ]
+        sums = []
+        for row in weights:
+            if row is None:
+                sums.append(np.full(len(means), np.nan))
+            else:  # only what has weight: 0 · NaN would be NaN; rounded, so that all right is 1 and not 1 + 2e-16
+                sums.append((means[:, row != 0] @ row[row != 0]).round(14))
         return np.hstack([np.stack(sums, axis=1), means])
 
     return statistic
