@@ -17,13 +17,17 @@ def answers(prompt: str, rewards: list[float], truths: list[float]) -> list[Scor
 
 def test_pairs_that_tie_in_truth_do_not_count_and_equal_rewards_are_wrong() -> None:
     # truths 1, 1, 0: pairs (0,2) and (1,2) differ; rewards order the first rightly and tie on the second
-    assert reward_accuracy.pair_counts([2.0, 0.5, 0.5], [1.0, 1.0, 0.0]) == (1, 2)
+    found = reward_accuracy.measure(answers("p", [2.0, 0.5, 0.5], [1.0, 1.0, 0.0]), resamples=100, seed=0)
+    assert (found["pair_accuracy"], found["pairs"], found["ties"]) == (0.5, 2, 1)
 
 
 def test_top_one_accepts_any_of_the_truly_best_and_shares_equal_rewards() -> None:
-    assert reward_accuracy.top_one([0.9, 0.1, 0.0], [1.0, 1.0, 0.0]) == 1.0
-    assert reward_accuracy.top_one([0.1, 0.1, 0.9], [1.0, 1.0, 0.0]) == 0.0
-    assert reward_accuracy.top_one([0.9, 0.9, 0.0], [1.0, 0.0, 0.0]) == 0.5
+    for rewards, truths, share in (
+        ([0.9, 0.1, 0.0], [1.0, 1.0, 0.0], 1.0),
+        ([0.1, 0.1, 0.9], [1.0, 1.0, 0.0], 0.0),
+        ([0.9, 0.9, 0.0], [1.0, 0.0, 0.0], 0.5),
+    ):
+        assert reward_accuracy.measure(answers("p", rewards, truths), resamples=100, seed=0)["top1"] == share
 
 
 def test_measure_pools_pairs_over_prompts() -> None:

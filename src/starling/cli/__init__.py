@@ -18,6 +18,7 @@ from starling.cli import chain, reward, use  # noqa: F401
 from starling.cli.audit import audit_app
 from starling.cli.common import app, complain
 from starling.cli.data import import_app
+from starling.cli.evaluate import evaluate_app
 from starling.cli.settings import config_app
 from starling.errors import StarlingError
 
@@ -95,6 +96,7 @@ def _report_defect() -> int:
     return 1
 
 
+app.add_typer(evaluate_app)
 app.add_typer(import_app)
 app.add_typer(audit_app)
 app.add_typer(config_app)

@@ -43,10 +43,11 @@ def _stage_rows(states: Sequence[Status]) -> list[dict[str, Any]]:
 @app.command()
 def run(config: ConfigFile, until: Until = None, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Run the chain; what is done already is not done again."""
-    _run(load(config, set_), until, as_json)
+    run_to(load(config, set_), until, as_json)
 
 
-def _run(settings: Config, until: str | None, as_json: bool) -> None:
+def run_to(settings: Config, until: str | None, as_json: bool) -> None:
+    """Run the chain up to a stage and print what came of it."""
     from starling import pipeline
     from starling.progress import RichProgress
 
@@ -88,11 +89,12 @@ def _summary_lines(summary: dict[str, Any]) -> Iterable[str]:
 def _add_stage_command(name: str, stage: str) -> None:
     @app.command(name=name, help=f"Run the chain up to the stage '{stage}'.")
     def stage_command(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-        _run(load(config, set_), stage, as_json)
+        run_to(load(config, set_), stage, as_json)
 
 
 for _name, _stage in STAGE_COMMANDS.items():
-    _add_stage_command(_name, _stage)
+    if _name != "evaluate":  # it has other commands beside this one: starling.cli.evaluate
+        _add_stage_command(_name, _stage)
 
 
 @app.command()

@@ -224,6 +224,124 @@ def dumbbells(name: str, label: str, labels: Sequence[str], base: Sequence[float
         return _finish(figure, name, label)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of `against`: a value with its interval and what trivial scorers reach."""
+
+    label: str
+    value: float
+    ci: tuple[float, float] | None
+    bars: tuple[float, ...] = ()
+
+
+def against(name: str, label: str, rows: Sequence[Row], *, x_label: str) -> str:
+    """Values with intervals, first on top, and beside each a tick per trivial baseline."""
+    with _canvas(WIDE, 0.75 + 0.34 * len(rows)) as (figure, axes):
+        at = list(range(len(rows)))
+        for y, row in zip(at, rows, strict=True):
+            axes.plot(row.bars, [y] * len(row.bars), "|", color=WARN, markersize=9, markeredgewidth=1.3)
+            if row.ci is not None:
+                axes.hlines(y, *row.ci, color=ACCENT, linewidth=4, alpha=0.3)
+            axes.annotate(
+                f"{100 * row.value:.1f}", (row.value, y), xytext=(0, 6), textcoords="offset points", ha="center", color=INK,
+                fontsize=8.5,
+            )  # fmt: skip
+        axes.plot([row.value for row in rows], at, "o", color=ACCENT, markersize=6)
+        axes.set_yticks(at, [row.label for row in rows])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(rows) - 0.5, -0.75)
+        axes.margins(x=0.07)
+        axes.locator_params(axis="x", nbins=6)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(x_label)
+        return _finish(figure, name, label)
+
+
+def reliability(
+    name: str, label: str, series: Sequence[tuple[str, str, Sequence[tuple[float, float, Sequence[float] | None]]]], low: float
+) -> str:
+    """Share right over stated confidence, with the diagonal of a calibrated model.
+
+    Args:
+        series: (label, colour, points (confidence, share right, interval or None)); later ones are drawn on top.
+        low: the least possible confidence, where the axis begins.
+    """
+    with _canvas(NARROW, 2.9) as (figure, axes):
+        axes.plot([low, 1], [low, 1], color=MUTED, linewidth=0.9, dashes=(3, 3))
+        for said, color, points in series:
+            for x, _, ci in points:
+                if ci is not None:
+                    axes.vlines(x, *ci, color=color, linewidth=3, alpha=0.3)
+            axes.plot(
+                [x for x, _, _ in points], [y for _, y, _ in points], "o-", color=color, label=said, markersize=4, linewidth=1
+            )
+        axes.set_xlabel("stated confidence")
+        axes.set_ylabel("share right")
+        axes.margins(0.03)
+        axes.locator_params(nbins=6)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.4, borderaxespad=0.1)
+        return _finish(figure, name, label)
+
+
+def growth(
+    name: str,
+    label: str,
+    series: Sequence[tuple[Series, Sequence[Sequence[float] | None]]],
+    *,
+    x_label: str,
+    y_label: str,
+    level: float | None = None,
+) -> str:
+    """Lines over n on a logarithmic axis, each with a band where it has intervals; `level` is a dashed line."""
+    with _canvas(NARROW, 2.9) as (figure, axes):
+        for one, bands in series:
+            axes.plot(one.x, one.y, "o-" if one.marker else "-", color=one.color, label=one.label, markersize=3.4)
+            known = [(x, band) for x, band in zip(one.x, bands, strict=False) if band is not None]
+            if known:
+                axes.fill_between(
+                    [x for x, _ in known],
+                    [b[0] for _, b in known],
+                    [b[1] for _, b in known],
+                    color=one.color,
+                    alpha=0.18,
+                    linewidth=0,
+                )
+        if level is not None:
+            axes.axhline(level, color=MUTED, linewidth=0.9, dashes=(3, 3))
+        ticks = [x for x in series[0][0].x if int(x).bit_count() == 1 or x == series[0][0].x[-1]]
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+        axes.locator_params(axis="y", nbins=5)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        columns = 3 if sum(len(one.label) for one, _ in series) < 40 else 2
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, handlelength=1.4, borderaxespad=0.1)
+        return _finish(figure, name, label)
+
+
+def preferences(name: str, label: str, rows: Sequence[tuple[str, float, float]], *, names: tuple[str, str], x_label: str) -> str:
+    """Two shares per row on a 0 … 1 scale, joined by a line."""
+    with _canvas(NARROW, 0.85 + 0.33 * len(rows)) as (figure, axes):
+        at = list(range(len(rows)))
+        axes.hlines(at, [a for _, a, _ in rows], [b for _, _, b in rows], color=ACCENT, linewidth=2.4, alpha=0.45)
+        axes.plot([a for _, a, _ in rows], at, "o", color=BASE, markersize=6, label=names[0])
+        axes.plot([b for _, _, b in rows], at, "o", color=ACCENT, markersize=6, label=names[1])
+        axes.axvline(0.5, color=MUTED, linewidth=0.9, dashes=(3, 3))
+        axes.set_yticks(at, [said for said, _, _ in rows])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(-0.03, 1.03)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(x_label)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.2, borderaxespad=0.1)
+        return _finish(figure, name, label)
+
+
 def smoothed(values: Sequence[float], window: int) -> list[float]:
     """Mean over the last `window` values (fewer at the start)."""
     return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
