@@ -23,7 +23,7 @@ Make = Callable[..., Any]
 def settings(**changes: Any) -> RewardSection:
     base: dict[str, Any] = {
         "backbone": "x", "optimizer": OptimizerSection(learning_rate=3e-3), "epochs": 1, "rankings_per_step": 8,
-        "micro_tokens": 800, "max_length": 128, "checkpoint_steps": 3,
+        "micro_tokens": 800, "max_length": 128, "checkpoint_steps": 3, "eval_steps": 3,
     }  # fmt: skip
     return RewardSection(**{**base, **changes})
 

@@ -61,9 +61,13 @@ from starling.config.training import (
     APA,
     PPO,
     Algorithm,
+    FullTraining,
+    LastLayers,
+    LoRA,
     OptimizerSection,
     PolicySection,
     RewardSection,
+    Trained,
 )
 from starling.config_errors import explain, nearest
 from starling.errors import ConfigError
@@ -80,7 +84,10 @@ __all__ = [
     "DecontaminationSection",
     "EvaluateSection",
     "FilePrompts",
+    "FullTraining",
     "KeySection",
+    "LastLayers",
+    "LoRA",
     "LocalModel",
     "MicroworldJudge",
     "MicroworldPrompts",
@@ -104,6 +111,7 @@ __all__ = [
     "Section",
     "ServerModel",
     "Terms",
+    "Trained",
     "fingerprint",
     "journal_name",
     "load_config",
