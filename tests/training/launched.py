@@ -35,17 +35,23 @@ def main() -> None:
         original(self, step, batches, losses)
 
     trainer.Trainer._agree = in_the_middle  # type: ignore[method-assign]
+    worlds: list[int] = []
+    run = trainer.Trainer.run
+
+    def counted(self: Any, *args: Any, **named: Any) -> Any:
+        worlds.append(torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
+        return run(self, *args, **named)
+
+    trainer.Trainer.run = counted  # type: ignore[method-assign]
     rows = [[RankedPrompt.model_validate(row) for row in job[side]] for side in ("train", "validation")]
     rank = int(os.environ.get("RANK", "0"))
     metrics = train(
         rows[0], rows[1], backbone=Path(job["backbone"]), out=Path(job["out"]), work=Path(job["work"]),
         settings=RewardSection.model_validate(job["settings"]), seed=1,
     )  # fmt: skip
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    world = worlds[0]
     if rank == 0:
         Path(job["result"]).write_text(json.dumps({"world": world, "metrics": metrics}))
-    if world > 1:
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

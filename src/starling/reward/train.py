@@ -43,7 +43,7 @@ from starling.reward.batches import EncodedRanking, TokenStore, build_store
 from starling.reward.objective import Objective
 from starling.training import checkpoint
 from starling.training.engine import Engine
-from starling.training.loop import make_accelerator, set_determinism
+from starling.training.loop import load_whole, make_accelerator, set_determinism
 from starling.training.plan import Plan, deal
 from starling.training.trackers import open_trackers
 from starling.training.trained import TrainedPart, TrainedWeights
@@ -94,6 +94,7 @@ def train(
     set_determinism(seed)
     accelerator = make_accelerator(settings.precision)
     progress = progress if accelerator.is_main_process else SILENT
+    load_whole(accelerator)
     model = _Model(backbone, settings, seed)
     rankings, held_out = _stores(rows_train, rows_validation, model.encoder, settings, work, accelerator, progress)
     plan = Plan(costs(rankings), settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, accelerator.num_processes)
@@ -114,6 +115,7 @@ def train(
     chosen_weights = best(work, state) if settings.keep == "best" else None
     validation = state.best if chosen_weights else state.evaluation
     _save(model, engine, chosen_weights, validation, out, work, key)
+    engine.part()
     return {
         "rankings/train": float(len(rankings)),
         "rankings/validation": float(len(held_out)),

@@ -102,6 +102,12 @@ class Engine:
         """Until all processes are here."""
         self.accelerator.wait_for_everyone()
 
+    def part(self) -> None:
+        """The work is done, on all processes: they need each other no more."""
+        self.wait()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Elementwise sum over processes."""
         return self._reduced(values, torch.distributed.ReduceOp.SUM)
@@ -285,6 +291,7 @@ class _DeepSpeedState:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         engine = self._engine
+        self._link()
         step = max((float(s["step"]) for s in engine.plain.state.values() if "step" in s), default=0.0)
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for i, parameter in enumerate(p for group in engine.groups for p in group if step):
@@ -296,6 +303,13 @@ class _DeepSpeedState:
             groups.append({k: v for k, v in group.items() if k != "params"} | {"params": list(range(at, at + len(own)))})
             at += len(own)
         return {"state": moments, "param_groups": groups}
+
+    def _link(self) -> None:
+        """Let parameters find their moments: DeepSpeed does so after the first step of the first group, too early for others."""
+        zero = self._engine.optimizer.optimizer
+        if self._engine.plain.state and hasattr(zero, "_hp_optimizer_states_linked"):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         from deepspeed.utils import safe_get_local_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state
@@ -311,8 +325,7 @@ class _DeepSpeedState:
         for piece in pieces:  # as the optimiser itself would make them in its first step
             step = state_dict["state"][0]["step"].clone()
             engine.plain.state[piece] = {"step": step.to(piece.device)} | {n: torch.zeros_like(piece) for n in self.NAMES}
-        if not spread:
-            zero._lazy_init_hp_params_optimizer_state()
+        self._link()
         for i, parameter in enumerate(p for group in engine.groups for p in group):
             for name in self.NAMES:
                 value = state_dict["state"][i][name]

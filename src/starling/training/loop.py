@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from starling.config import OptimizerSection
 from starling.errors import TrainingError
@@ -62,6 +62,14 @@ def make_accelerator(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Acc
         mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[processes] if processes else None,
     )
+
+
+def load_whole(accelerator: Accelerator) -> None:
+    """From now on transformers loads whole models on every process; under ZeRO-3 it would spread them at once."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def schedule_factor(step: int, settings: OptimizerSection, total_steps: int) -> float:
