@@ -457,7 +457,7 @@ def _require_shared(todo: Sequence[str]) -> None:
         raise UsageError(
             f"{launched().count} processes were started, and the stage '{alone[0]}' is to be done by one",
             where="torchrun or accelerate launch",
-            cure=f"run it first without them: `starling run CONFIG --until {alone[0]}`; several processes can do {', '.join(SHARED)}",
+            cure=f"run it first without them: `starling run CONFIG --until {alone[0]}`; several can do {', '.join(SHARED)}",
         )
 
 

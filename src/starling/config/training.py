@@ -51,7 +51,7 @@ class LoRA(Section):
     alpha: float = Field(default=32.0, gt=0, description="Adapters are scaled by alpha / rank (usual: twice the rank).")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters. Anything but 0 costs exactness.")
     target_modules: tuple[str, ...] = Field(
-        default=(), description="Names of the linear layers that get adapters, e.g. ['q_proj', 'v_proj']; empty: all in the layers."
+        default=(), description="Linear layers that get adapters, e.g. ['q_proj', 'v_proj']; empty: all in the layers."
     )
     save: Literal["merged", "adapter"] = Field(
         default="merged", description="What the artifact holds: a whole model, or a peft adapter with the head."
@@ -79,7 +79,7 @@ class RewardSection(Section):
     )
     trained: Trained = Field(default=FullTraining(type="full"), description="What is trained (Starling: everything).")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="Of the forward pass; weights and optimiser stay fp32. auto: bf16 on a GPU that has it, else fp32."
+        default="auto", description="Of the passes; weights and optimiser stay fp32. auto: bf16 on a GPU that has it, else fp32."
     )
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         default="auto", description="Compute activations again in the backward pass instead of keeping them. auto: on a GPU."
@@ -94,7 +94,7 @@ class RewardSection(Section):
         lt=1,
         description="Share of conversations held out from an imported dataset for validation and statistics.",
     )
-    eval_steps: int = Field(default=200, gt=0, description="Steps between evaluations on validation; there is one after the last.")
+    eval_steps: int = Field(default=200, gt=0, description="Steps between evaluations on validation; the last step has one.")
     keep: Literal["last", "best"] = Field(
         default="last", description="Weights of the artifact: after the last step (Starling), or of the best evaluation."
     )

@@ -144,7 +144,7 @@ class TokenStore(Sequence[EncodedRanking]):
     @property
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Answers of every ranking."""
-        return np.diff(self._rankings["answer"])
+        return np.diff(self._rankings["answer"]).astype(np.int64)
 
     @property
     def longest(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -202,9 +202,11 @@ def _write(folder: Path, rankings: Iterable[EncodedRanking], counts: Counter[str
     digest = hashlib.sha256()
     start = told = 0
     firsts: list[tuple[int, int]] = [(0, 0)]
-    with _created(folder / "ids.bin") as ids_file, _created(folder / "about.bin") as about_file, _created(
-        folder / "answers.raw"
-    ) as answers_file:
+    with (
+        _created(folder / "ids.bin") as ids_file,
+        _created(folder / "about.bin") as about_file,
+        _created(folder / "answers.raw") as answers_file,
+    ):
         for ranking in rankings:
             table = np.zeros(len(ranking.answers), _ANSWER)
             for i, (answer, rank) in enumerate(zip(ranking.answers, ranking.ranks, strict=True)):

@@ -97,7 +97,9 @@ def train(
     load_whole(accelerator)
     model = _Model(backbone, settings, seed)
     rankings, held_out = _stores(rows_train, rows_validation, model.encoder, settings, work, accelerator, progress)
-    plan = Plan(costs(rankings), settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, accelerator.num_processes)
+    plan = Plan(
+        costs(rankings), settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, accelerator.num_processes
+    )
     # where files lie and how fast a result comes does not change the weights; what is in the files does
     chosen = settings.model_dump(mode="json", exclude={"backbone", "data", *SPEED["reward"]})
     key = content_hash([chosen, seed, rankings.digest, held_out.digest])
@@ -144,7 +146,9 @@ class _Model:
         self.encoder = Encoder(self.tokenizer, min(settings.max_length, longest_input(self.head.model) or settings.max_length))
         wanted = settings.gradient_checkpointing
         if wanted == "on" or (wanted == "auto" and torch.cuda.is_available()):
-            self.head.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model: Any = self.head.model  # transformers 5.2x gave the method another name
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
 
     def again(self) -> _Model:
         """A fresh one, all weights as before training."""
@@ -201,7 +205,7 @@ def _rules(settings: RewardSection) -> Rules:
 class _Rankings:
     """The objective over rankings, as the loop wants it."""
 
-    metrics = ("pair_accuracy", "top1", "margin")  # means over rankings: those of micro-batches add up
+    metrics: tuple[str, ...] = ("pair_accuracy", "top1", "margin")  # means over rankings: those of micro-batches add up
 
     def __init__(
         self, rankings: Sequence[EncodedRanking], held_out: TokenStore, pad_id: int, settings: RewardSection, seed: int

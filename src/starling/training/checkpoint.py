@@ -45,20 +45,24 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
-class Weights(Protocol):
-    """Named tensors that may be spread over processes; every process calls these together."""
+class Gathered(Protocol):
+    """Named tensors that may be spread over processes."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Whole tensors on the CPU by name; what processes other than the first get is not used."""
+        """Whole tensors on the CPU by name. Every process calls it; what others than the first get is not used."""
+
+
+class Filled(Protocol):
+    """Something that takes over named tensors."""
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over such tensors; raises ValueError when names or shapes differ."""
+        """Raises ValueError when names or shapes differ."""
 
 
 def save(
     directory: Path,
     step: int,
-    modules: Mapping[str, torch.nn.Module | Weights],
+    modules: Mapping[str, torch.nn.Module | Gathered],
     states: Mapping[str, Stateful],
     extra: Mapping[str, Any],
     *,
@@ -141,7 +145,7 @@ _CURE = "delete the folder of checkpoints to start this training anew"
 
 
 def load(
-    path: Path, modules: Mapping[str, torch.nn.Module | Weights], states: Mapping[str, Stateful], *, key: str = ""
+    path: Path, modules: Mapping[str, torch.nn.Module | Filled], states: Mapping[str, Stateful], *, key: str = ""
 ) -> tuple[int, dict[str, Any]]:
     """Fill modules, optimisers, schedulers and the random generators from a checkpoint; returns (step, extra).
 
@@ -160,7 +164,7 @@ def load(
     return int(meta["step"]), dict(meta["extra"])
 
 
-def load_modules(path: Path, modules: Mapping[str, torch.nn.Module | Weights], *, key: str = "") -> tuple[int, dict[str, Any]]:
+def load_modules(path: Path, modules: Mapping[str, torch.nn.Module | Filled], *, key: str = "") -> tuple[int, dict[str, Any]]:
     """Only the weights of some modules, before they are spread over processes; returns (step, extra).
 
     Raises:

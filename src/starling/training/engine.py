@@ -205,9 +205,6 @@ class Engine:
             return self._kept((n, safe_get_full_fp32_param(p)) for n, p in trained_parameters(self.module))
         return self._kept((n, _whole(p.detach())) for n, p in trained_parameters(self.module))
 
-    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        raise NotImplementedError("weights are read before they are spread: fill the module, then make an Engine")
-
     def _kept(self, named: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Copies on the CPU; only the first process keeps them."""
         kept = {}

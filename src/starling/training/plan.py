@@ -60,6 +60,7 @@ def micro_batches(
         batches.append(tuple(batch))
     return batches
 
+
 @dataclass(frozen=True)
 class Plan:
     """Step → ranks → micro-batches, e.g. Plan(costs=[7, 3, 5], per_step=2, epochs=1, seed=0, budget=8, ranks=2).
@@ -99,7 +100,9 @@ class Plan:
         return deal(self.items(step), self.costs, self.budget, self.ranks)
 
 
-def deal(indices: Sequence[int], costs: Sequence[int] | npt.NDArray[np.int64], budget: int, ranks: int) -> list[list[tuple[int, ...]]]:
+def deal(
+    indices: Sequence[int], costs: Sequence[int] | npt.NDArray[np.int64], budget: int, ranks: int
+) -> list[list[tuple[int, ...]]]:
     """Share items out over ranks, and those of each rank over micro-batches of at most `budget` tokens.
 
     The dearest item goes to the rank that has least so far (longest processing time first: at most 4/3 of the best split).

@@ -147,12 +147,9 @@ def _with_adapters(model: Any, settings: LoRA, seed: int) -> LoraModel:
     from peft import LoraConfig, LoraModel
     from transformers.pytorch_utils import Conv1D
 
-    linear = {
-        name.rpartition(".")[2]
-        for layer in layers_of(model)
-        for name, part in layer.named_modules()
-        if isinstance(part, nn.Linear | Conv1D)
-    }
+    inside = {id(part) for layer in layers_of(model) for part in layer.modules()}
+    linears = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)]
+    linear = {_last_word(name) for name, part in linears if id(part) in inside}
     chosen = set(settings.target_modules) or linear
     if not chosen or not chosen <= linear:
         raise ConfigError(
@@ -160,10 +157,20 @@ def _with_adapters(model: Any, settings: LoRA, seed: int) -> LoraModel:
             where="reward.trained.target_modules",
             cure=f"choose from {', '.join(sorted(linear)) or 'another backbone'}",
         )
-    conv = any(isinstance(part, Conv1D) for part in model.modules())  # gpt2 stores its linear layers transposed
+    meant = [name for name, part in linears if id(part) in inside and _last_word(name) in chosen]
+    # peft looks for the last word everywhere: a pooler's `dense` is no layer's
+    elsewhere = any(id(part) not in inside and _last_word(name) in chosen for name, part in linears)
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=sorted(chosen), fan_in_fan_out=conv
-    )  # fmt: skip
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=meant if elsewhere else sorted(chosen),
+        fan_in_fan_out=any(isinstance(part, Conv1D) for _, part in linears),  # gpt2 stores its linear layers transposed
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LoraModel(model, {_ADAPTER: config}, _ADAPTER)
+
+
+def _last_word(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -46,8 +46,9 @@ from starling.training.trackers import Tracker
 class Task(Protocol):
     """What is trained."""
 
-    metrics: tuple[str, ...]
-    """Names of the numbers that `loss` reports beside the loss."""
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the numbers that `loss` reports beside the loss."""
 
     def begin(self, items: Sequence[int], step: int) -> None:
         """A step begins whose items, over all processes, are these."""
@@ -171,7 +172,9 @@ class Trainer:
         engine = self.engine
         batches = self.plan.batches(step)[engine.rank]
         engine.module.train()
-        torch.manual_seed(int(content_hash([self.plan.seed, step, engine.rank], 15), 16))  # of adapters' dropout; nothing else draws
+        torch.manual_seed(
+            int(content_hash([self.plan.seed, step, engine.rank], 15), 16)
+        )  # of adapters' dropout; nothing else draws
         self.task.begin(self.plan.items(step), step)
         losses: list[torch.Tensor] = []
         sums = torch.zeros(1 + len(self.task.metrics), device=engine.device)
@@ -196,7 +199,7 @@ class Trainer:
         once = torch.tensor([rate, norm], device=sums.device, dtype=torch.float64) / engine.ranks  # the same on all
         self._pending.append(torch.cat([sums.double(), once]))
 
-    def _agree(self, step: int, batches: Sequence[Sequence[int]], losses: Sequence[torch.Tensor]) -> None:
+    def _agree(self, step: int, batches: Sequence[Sequence[int]], losses: list[torch.Tensor]) -> None:
         """Before anything is updated: is any loss not finite, has any process been asked to stop?"""
         bad = ~torch.stack(losses).isfinite()
         said = self.engine.largest(torch.stack([bad.any(), torch.tensor(self._interrupted, device=bad.device)]).int()).tolist()
@@ -219,7 +222,7 @@ class Trainer:
     # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _reduce(self) -> None:
-        """Add up over processes what the steps since the last time said, step by step, so that when it is done changes nothing."""
+        """Add up over processes what the steps since the last time said; step by step, so that it does not matter when."""
         if self._pending:
             self.state.rows += self.engine.total(torch.stack(self._pending)).tolist()
             self._pending.clear()
@@ -293,7 +296,7 @@ class Trainer:
         return step
 
     def _log(self) -> BinaryIO:
-        return (self.folder / "log.jsonl").open("ab") if self.engine.first else open(os.devnull, "ab")  # noqa: SIM115
+        return (self.folder / "log.jsonl").open("ab") if self.engine.first else open(os.devnull, "ab")
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
