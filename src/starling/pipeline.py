@@ -29,7 +29,7 @@ from starling.artifacts import Draft, RecordFile, drop_work, new_artifact, open_
 from starling.config import Config
 from starling.errors import ConfigError, UsageError
 from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status, trains
-from starling.plan import check
+from starling.plan import check, require_shared
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Judgment, MergedRanking, Prompt, RankedPrompt, Response
 from starling.rundir import WORK_FOLDER, Stopwatch, launched, locked
@@ -322,8 +322,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("publish", "write the cards", _publish, ("dataset", "reward", "policy", "evaluate"), ("publish", "prices")),
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
-SHARED = ("reward",)
-"""Stages that several processes can do together, each calling the stage's function."""
 
 
 # ── what a run needs ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -427,8 +425,7 @@ def run(
     here = {s.stage: s for s in status(config)}
     todo = [name for name in wanted if here[name].state != "done"]
     check(config, todo)
-    if launched().count > 1:
-        _require_shared(todo)
+    require_shared(todo)
     if not launched().first:
         return [_help(BY_NAME[name], config, here[name]) for name in todo]
     with locked(config.run.dir), Endpoints(config) as endpoints:
@@ -448,17 +445,6 @@ def run(
             for file in (config.run.dir / WORK_FOLDER).glob(f"{name}-*"):  # seconds of attempts with other settings
                 file.unlink()
         return [s for s in status(config) if s.stage in wanted]
-
-
-def _require_shared(todo: Sequence[str]) -> None:
-    """Raise UsageError when this process is one of several and the work left is not for several."""
-    alone = [name for name in todo if name not in SHARED]
-    if alone:
-        raise UsageError(
-            f"{launched().count} processes were started, and the stage '{alone[0]}' is to be done by one",
-            where="torchrun or accelerate launch",
-            cure=f"run it first without them: `starling run CONFIG --until {alone[0]}`; several can do {', '.join(SHARED)}",
-        )
 
 
 def _help(stage: Stage, config: Config, here: Status) -> Status:

@@ -144,7 +144,7 @@ class TokenStore(Sequence[EncodedRanking]):
     @property
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Answers of every ranking."""
-        return np.diff(self._rankings["answer"]).astype(np.int64)
+        return np.asarray(np.diff(self._rankings["answer"]), dtype=np.int64)
 
     @property
     def longest(self) -> np.ndarray[Any, np.dtype[np.int64]]:

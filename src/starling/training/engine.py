@@ -26,7 +26,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -229,6 +229,7 @@ class Engine:
         config["train_micro_batch_size_per_gpu"] = 1  # only to be there: micro-batches are ours
         config["gradient_accumulation_steps"] = 1  # a share of the step's loss is not to be divided again
         config["gradient_clipping"] = self._settings.max_grad_norm
+        config["zero_force_ds_cpu_optimizer"] = False  # with offloading, too, the optimiser is the one of the settings
         self._wrapped, self.optimizer = self.accelerator.prepare(self.module, plain)
 
 
@@ -318,8 +319,8 @@ class _DeepSpeedState:
             return
         zero = engine.optimizer.optimizer
         spread = hasattr(zero, "fp32_partitioned_groups_flat")  # ZeRO-3
-        pieces = zero.fp32_partitioned_groups_flat if spread else zero.single_partition_of_fp32_groups
-        for piece in pieces:  # as the optimiser itself would make them in its first step
+        names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+        for piece in next(getattr(zero, name) for name in names if hasattr(zero, name)):  # as the optimiser itself would make them in its first step
             step = state_dict["state"][0]["step"].clone()
             engine.plain.state[piece] = {"step": step.to(piece.device)} | {n: torch.zeros_like(piece) for n in self.NAMES}
         self._link()
@@ -348,6 +349,12 @@ def _kind(ranks: int) -> Kind:
                 where="fsdp_version in the configuration of accelerate launch",
                 cure="set fsdp_version: 2; configs/accelerate/fsdp2.yaml is an example",
             )
+        if is_on("FSDP_OFFLOAD_PARAMS"):
+            raise ConfigError(
+                "FSDP2 with weights in host memory was asked for, which is not supported",
+                where="fsdp_offload_params in the configuration of accelerate launch",
+                cure="take more processes, reward.trained = { type = 'lora' }, or DeepSpeed ZeRO-3 with offload_optimizer",
+            )
         return "fsdp2"
     return "ddp" if ranks > 1 else "single"
 
@@ -355,17 +362,16 @@ def _kind(ranks: int) -> Kind:
 def _sharded(module: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
     """Every layer a unit of its own, the rest with the root: embeddings, final norm and head stay fp32 in the forward pass."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    offload = CPUOffloadPolicy() if is_on("FSDP_OFFLOAD_PARAMS") else OffloadPolicy()
     bf16 = accelerator.mixed_precision == "bf16"
     # the residual stream stays fp32 between layers, as under autocast on one process
     layers = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
     reshard = is_on("FSDP_RESHARD_AFTER_FORWARD", "true")
     for layer in layers_of(module):
-        fully_shard(layer, mesh=mesh, mp_policy=layers, offload_policy=offload, reshard_after_forward=reshard)
-    fully_shard(module, mesh=mesh, offload_policy=offload)
+        fully_shard(layer, mesh=mesh, mp_policy=layers, reshard_after_forward=reshard)
+    fully_shard(module, mesh=mesh)
     return module
 
 

@@ -65,7 +65,9 @@ def make_accelerator(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Acc
 
 
 def load_whole(accelerator: Accelerator) -> None:
-    """From now on transformers loads whole models on every process; under ZeRO-3 it would spread them at once."""
+    """From now on transformers loads whole models on every process; else it would spread them at once under ZeRO-3, or leave
+    them empty on all processes but the first under accelerate's FSDP."""
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
