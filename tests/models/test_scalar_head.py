@@ -175,8 +175,7 @@ def test_equal_rows_are_computed_once_and_share_their_gradient(backbone: Callabl
     encoder = Encoder(load_tokenizer(tmp_path), 128)
     a, b = encoder.conversations([((Message(role="user", content="hello"),), t, True) for t in ("a cat", "a dog and a cow")])
     seen: list[int] = []
-    original = head.rewards
-    head.rewards = lambda *tensors: (seen.append(len(tensors[0])), original(*tensors))[1]  # type: ignore[method-assign]
+    head.register_forward_pre_hook(lambda _, batch: seen.append(len(batch[0].ids_BT)))
     weight = head.model.score.weight
     together = torch.autograd.grad(
         (score_rows(head, [a, b, a, a], encoder.pad_id) * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum(), weight

@@ -14,6 +14,7 @@ import pytest
 from starling.config import RewardSection
 from starling.errors import InputError
 from starling.models.encode import Encoder
+from starling.models.tree import pack
 from starling.records import RankedAnswer, RankedPair, RankedPrompt
 from starling.reward import batches
 from starling.reward.batches import EncodedRanking, TokenStore, build_store, encode_rankings
@@ -74,6 +75,7 @@ def test_what_was_put_in_comes_out(make_rankings: Make, encoder: Encoder, tmp_pa
     assert store[2:4] == wanted[2:4]
     assert store.sizes.tolist() == [len(r.answers) for r in wanted]
     assert store.longest.tolist() == [r.longest for r in wanted]
+    assert store.shared.tolist() == [pack([[a.ids for a in r.answers]]).tokens for r in wanted]  # as the rows are that are made
     answers = 300 * 3 + 4 * 7 + 3 * 2 - 1
     assert store.counts == {
         "answers/whole": answers - 2, "answers/dropped": 2, "rankings/read": 307, "rankings/shortened": 1, "rankings/dropped": 1,

@@ -150,8 +150,8 @@ def test_non_finite_loss_names_the_prompts(
     rows = make_rankings(8)
     original = module.score_groups
 
-    def score(head: Any, groups: Any, pad_id: int) -> Any:
-        scores_BK, present_BK = original(head, groups, pad_id)
+    def score(head: Any, groups: Any, pad_id: int, layout: Any) -> Any:
+        scores_BK, present_BK = original(head, groups, pad_id, layout)
         return scores_BK * (torch.nan if bad in groups else 1.0), present_BK
 
     encoder = Encoder(load_tokenizer(backbone("llama")), 128)

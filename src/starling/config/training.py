@@ -94,6 +94,11 @@ class RewardSection(Section):
         lt=1,
         description="Share of conversations held out from an imported dataset for validation and statistics.",
     )
+    layout: Literal["auto", "shared_prefix", "sequences", "all_pairs"] = Field(
+        default="auto",
+        description="What answers have in common computed once (shared_prefix), one row per answer, or two per pair (as TRL "
+        "does); scores are the same. auto: shared_prefix for decoders that pass a trial on the first ranking, else sequences.",
+    )
     eval_steps: int = Field(default=200, gt=0, description="Steps between evaluations on validation; the last step has one.")
     keep: Literal["last", "best"] = Field(
         default="last", description="Weights of the artifact: after the last step (Starling), or of the best evaluation."

@@ -4,6 +4,8 @@ Source: Starling-RM puts Linear(hidden, 1, bias=False) on the last hidden state 
 searching the first pad id. Here the index comes from the lengths; for a text that does not contain the pad id it is the
 same token, and the same number as transformers' own forward. Only the gathered rows go through the head, in fp32.
 
+A pass takes one batch object: rows padded on the right (`Padded`) or conversations that share their beginnings (`Forest`).
+
 A *decoder* is any classifier whose class pools the last token through a linear layer `score` (llama, mistral, qwen, gemma,
 gpt2, opt …). Anything else (bert, modernbert, distilbert …) is an *encoder* and pools in its own way.
 
@@ -18,6 +20,9 @@ import torch
 from torch import nn
 
 from starling.errors import InputError
+from starling.models import tree_attention
+from starling.models.encode import Padded
+from starling.models.tree import Forest
 
 
 def _no_warning(*_: Any) -> None:
@@ -47,18 +52,24 @@ class ScalarHead(nn.Module):
         if self.is_decoder:  # some classes warn about padding without a mask; `_hidden` says why none is needed
             getattr(model, model.base_model_prefix).warn_if_padding_and_no_attention_mask = _no_warning
 
-    def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
-        """`rewards`, so that wrappers of modules (DDP, FSDP) see the pass."""
+    def forward(self, batch: Padded | Forest) -> torch.Tensor:
+        """scores in fp32, one per conversation of the batch; the way in for every pass, so that DDP and FSDP see it.
+
+        Raises:
+            InputError: a forest for a model that cannot share prefixes, or one longer than the model's learned positions.
+        """
+        if isinstance(batch, Forest):
+            return self._score(self._forest_hidden(batch).index_select(0, batch.last_N))
         if not self.is_decoder:
-            logits_B1 = self.model(input_ids=ids_BT, attention_mask=mask_BT.long()).logits
+            logits_B1 = self.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long()).logits
             return cast(torch.Tensor, logits_B1[:, 0].float())
-        hidden_BTD = self._hidden(ids_BT)
-        row_B = torch.arange(len(last_B), device=hidden_BTD.device)
-        return self._score(hidden_BTD[row_B, last_B])
+        hidden_BTD = self._hidden(batch.ids_BT)
+        row_B = torch.arange(len(batch.last_B), device=hidden_BTD.device)
+        return self._score(hidden_BTD[row_B, batch.last_B])
 
     def rewards(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
         """scores_B in fp32 of right-padded rows (`encode.pad_right`); mask_BT True means the position holds a token."""
-        return cast(torch.Tensor, self(ids_BT, mask_BT, last_B))
+        return cast(torch.Tensor, self(Padded(ids_BT, mask_BT, mask_BT, last_B)))
 
     def values(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         """values_BT in fp32: the head after every token; 0 where mask_BT is False.
@@ -78,6 +89,17 @@ class ScalarHead(nn.Module):
         """Hidden states of a decoder. Rows are right-padded and attention is causal, so no row sees a pad: no mask needed."""
         backbone = getattr(self.model, self.model.base_model_prefix)
         return cast(torch.Tensor, backbone(input_ids=ids_BT, use_cache=False).last_hidden_state)
+
+    def _forest_hidden(self, forest: Forest) -> torch.Tensor:
+        """hidden_TD of a decoder for all tokens of the row."""
+        if not self.is_decoder:
+            raise InputError(
+                "An encoder cannot share prefixes: its tokens see those after them",
+                where=type(self.model).__name__,
+                cure='set reward.layout to "sequences"',
+            )
+        tree_attention.enable(self.model)
+        return tree_attention.hidden_states(getattr(self.model, self.model.base_model_prefix), forest)
 
     def _score(self, hidden_D: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden_D.device.type, enabled=False):

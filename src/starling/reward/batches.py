@@ -8,7 +8,8 @@ are encoded once, a few hundred rankings at a time, into a folder that every pro
 
     ids.bin           int32, the tokens of all conversations, one after the other
     answers.npy       one row per conversation: start in ids.bin, tokens, tokens before the reply, rank
-    rankings.npy      one row per ranking: its first conversation, its first byte in about.bin; and one row for the end
+    rankings.npy      one row per ranking: its first conversation, its first byte in about.bin, the tokens it has when those
+                      that its conversations share count once; and one row for the end
     about.bin         JSON per ranking: {"id": …, "pairs": […]}
     meta.json         what it was made from, counts, SHA-256 of the tokens; written last
 
@@ -32,6 +33,7 @@ import numpy as np
 
 from starling.config import RewardSection
 from starling.models.encode import Encoded, Encoder
+from starling.models.tree import tree_tokens
 from starling.progress import SILENT, Progress
 from starling.records import RankedPair, RankedPrompt, content_hash
 
@@ -39,7 +41,7 @@ CHUNK = 256
 """Rankings that are tokenised together, and in memory as text."""
 
 _ANSWER = np.dtype([("start", "<i8"), ("tokens", "<i4"), ("prompt", "<i4"), ("rank", "<i4")])
-_RANKING = np.dtype([("answer", "<i8"), ("about", "<i8")])
+_RANKING = np.dtype([("answer", "<i8"), ("about", "<i8"), ("shared", "<i8")])
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,11 @@ class TokenStore(Sequence[EncodedRanking]):
         return np.asarray(np.diff(self._rankings["answer"]), dtype=np.int64)
 
     @property
+    def shared(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Tokens of every ranking when those that its conversations share count once (`models.tree`)."""
+        return np.array(self._rankings["shared"][:-1], dtype=np.int64)
+
+    @property
     def longest(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Tokens of the longest conversation of every ranking."""
         if not len(self):
@@ -201,7 +208,7 @@ def _write(folder: Path, rankings: Iterable[EncodedRanking], counts: Counter[str
     """The files but meta.json; returns the digest."""
     digest = hashlib.sha256()
     start = told = 0
-    firsts: list[tuple[int, int]] = [(0, 0)]
+    places = [(0, 0, 0)]
     with (
         _created(folder / "ids.bin") as ids_file,
         _created(folder / "about.bin") as about_file,
@@ -219,12 +226,14 @@ def _write(folder: Path, rankings: Iterable[EncodedRanking], counts: Counter[str
             about_file.write(about)
             answers_file.write(table.tobytes())
             digest.update(table.tobytes() + about)
-            firsts.append((firsts[-1][0] + len(table), firsts[-1][1] + len(about)))
+            first, byte, _ = places.pop()
+            shared = tree_tokens([answer.ids for answer in ranking.answers])
+            places += [(first, byte, shared), (first + len(table), byte + len(about), 0)]
             if counts["rankings/read"] - told >= CHUNK:
                 progress.advance(counts["rankings/read"] - told, f"{start:,} tokens")
                 told = counts["rankings/read"]
     progress.advance(counts["rankings/read"] - told)
-    np.save(folder / "rankings.npy", np.array(firsts, dtype=_RANKING))
+    np.save(folder / "rankings.npy", np.array(places, dtype=_RANKING))
     np.save(folder / "answers.npy", np.fromfile(folder / "answers.raw", dtype=_ANSWER))
     (folder / "answers.raw").unlink()
     return digest.hexdigest()

@@ -36,15 +36,15 @@ from starling.lineage import SPEED
 from starling.models.encode import Encoder
 from starling.models.load import load_backbone_as_scalar, load_tokenizer, longest_input, save_folder
 from starling.models.scalar_head import ScalarHead
-from starling.models.score import score_groups
+from starling.models.score import Layout, choose_layout, score_groups
 from starling.progress import SILENT, Progress
 from starling.records import RankedPrompt, content_hash
 from starling.reward.batches import EncodedRanking, TokenStore, build_store
 from starling.reward.objective import Objective
 from starling.training import checkpoint
-from starling.training.engine import Engine
+from starling.training.engine import Engine, kind_of
 from starling.training.loop import load_whole, make_accelerator, set_determinism
-from starling.training.plan import Plan, deal
+from starling.training.plan import Plan, count, deal
 from starling.training.trackers import open_trackers
 from starling.training.trained import TrainedPart, TrainedWeights
 from starling.training.trainer import Rules, Trainer, best, newest
@@ -97,17 +97,16 @@ def train(
     load_whole(accelerator)
     model = _Model(backbone, settings, seed)
     rankings, held_out = _stores(rows_train, rows_validation, model.encoder, settings, work, accelerator, progress)
-    plan = Plan(
-        costs(rankings), settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, accelerator.num_processes
-    )
     # where files lie and how fast a result comes does not change the weights; what is in the files does
     chosen = settings.model_dump(mode="json", exclude={"backbone", "data", *SPEED["reward"]})
     key = content_hash([chosen, seed, rankings.digest, held_out.digest])
     resumed = newest(work, accelerator)
     if resumed is not None:
         checkpoint.load_modules(resumed, {"weights": TrainedWeights(model.head)}, key=key)
-    engine = Engine(model.head, accelerator, settings.optimizer, len(plan))
-    task = _Rankings(rankings, held_out, model.encoder.pad_id, settings, seed)
+    total = count(len(rankings), settings.rankings_per_step, settings.epochs)
+    engine, layout = _start(model, accelerator, rankings[0], settings, total)
+    plan = Plan(costs(rankings, layout), settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, engine.ranks)
+    task = _Rankings(rankings, held_out, model.encoder.pad_id, layout, settings, seed)
     shown = open_trackers(settings.trackers, tracking or out.parent / "tracking", "reward", chosen) if engine.first else []
     trainer = Trainer(engine, task, plan, _rules(settings), work, key=key, trackers=shown)
     kind = f" · {engine.ranks} processes ({engine.kind})" if engine.ranks > 1 else ""
@@ -143,6 +142,7 @@ class _Model:
         self.tokenizer = load_tokenizer(backbone)
         self.head: ScalarHead = load_backbone_as_scalar(backbone, seed, self.tokenizer)
         self.part = TrainedPart(self.head.model, settings.trained, seed)
+        self.head.eval()  # adapters begin in training mode, and dropout would spoil the trial of the layout
         self.encoder = Encoder(self.tokenizer, min(settings.max_length, longest_input(self.head.model) or settings.max_length))
         wanted = settings.gradient_checkpointing
         if wanted == "on" or (wanted == "auto" and torch.cuda.is_available()):
@@ -186,9 +186,25 @@ def _stores(
     return rankings, held_out
 
 
-def costs(rankings: TokenStore) -> npt.NDArray[np.int64]:
-    """Tokens of every ranking in a forward pass: K rows as long as the longest."""
-    return rankings.sizes * rankings.longest
+def _start(
+    model: _Model, accelerator: Accelerator, first: EncodedRanking, settings: RewardSection, total_steps: int
+) -> tuple[Engine, Layout]:
+    """The engine, and the layout after its trial: as the model will be called, but before DeepSpeed takes the gradients over."""
+    pad_id, half = model.encoder.pad_id, accelerator.mixed_precision != "no"
+    if kind_of(accelerator.num_processes) == "deepspeed":
+        head = model.head.to(accelerator.device)
+        layout = choose_layout(head, first.answers, pad_id, settings.layout)
+        return Engine(head, accelerator, settings.optimizer, total_steps), layout
+    engine = Engine(model.head, accelerator, settings.optimizer, total_steps)
+    return engine, engine.told(choose_layout(engine.model, first.answers, pad_id, settings.layout, half))
+
+
+def costs(rankings: TokenStore, layout: Layout) -> npt.NDArray[np.int64]:
+    """Tokens of every ranking in a forward pass: shared ones once, or K rows (K − 1 for each of K) as long as the longest."""
+    if layout == "shared_prefix":
+        return rankings.shared
+    rows = rankings.sizes if layout == "sequences" else rankings.sizes * (rankings.sizes - 1)
+    return rows * rankings.longest
 
 
 def _rules(settings: RewardSection) -> Rules:
@@ -208,9 +224,15 @@ class _Rankings:
     metrics: tuple[str, ...] = ("pair_accuracy", "top1", "margin")  # means over rankings: those of micro-batches add up
 
     def __init__(
-        self, rankings: Sequence[EncodedRanking], held_out: TokenStore, pad_id: int, settings: RewardSection, seed: int
+        self,
+        rankings: Sequence[EncodedRanking],
+        held_out: TokenStore,
+        pad_id: int,
+        layout: Layout,
+        settings: RewardSection,
+        seed: int,
     ) -> None:
-        self.rankings, self.held_out, self.pad_id = rankings, held_out, pad_id
+        self.rankings, self.held_out, self.pad_id, self.layout = rankings, held_out, pad_id, layout
         self._budget = settings.micro_tokens
         self._objective = Objective(settings, seed)
         self._normaliser, self._count = 1.0, 1
@@ -221,14 +243,14 @@ class _Rankings:
 
     def loss(self, model: Any, items: Sequence[int], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         selected = [self._objective.select(self.rankings[i], step) for i in items]
-        scores_BK, _ = score_groups(model, [r.answers for r in selected], self.pad_id)
+        scores_BK, _ = score_groups(model, [r.answers for r in selected], self.pad_id, self.layout)
         targets = self._objective.targets(selected, step).to(scores_BK.device)
         outputs = self._objective(scores_BK, targets, self._normaliser)
         share = len(items) / self._count
         return outputs.loss, {name: outputs.metrics[name] * share for name in self.metrics}
 
     def one_pass(self, model: Any) -> torch.Tensor:
-        return score_groups(model, [self.rankings[0].answers[:1]], self.pad_id)[0].sum()
+        return score_groups(model, [self.rankings[0].answers[:1]], self.pad_id, self.layout)[0].sum()
 
     @torch.no_grad()
     def evaluate(self, model: Any, engine: Engine) -> dict[str, float]:
@@ -237,9 +259,9 @@ class _Rankings:
             return {}
         sizes = self.held_out.sizes
         scores_NK = torch.zeros(len(sizes), int(sizes.max()), device=engine.device)
-        for items in deal(range(len(sizes)), costs(self.held_out), self._budget, engine.ranks)[engine.rank]:
+        for items in deal(range(len(sizes)), costs(self.held_out, self.layout), self._budget, engine.ranks)[engine.rank]:
             if items:
-                found_BK, _ = score_groups(model, [self.held_out[i].answers for i in items], self.pad_id)
+                found_BK, _ = score_groups(model, [self.held_out[i].answers for i in items], self.pad_id, self.layout)
                 scores_NK[torch.tensor(items, device=engine.device), : found_BK.shape[1]] = found_BK
             engine.even_out(scores_NK, lambda: self.one_pass(model))
         scores_NK = engine.total(scores_NK)  # each ranking was scored by one process, the others add 0

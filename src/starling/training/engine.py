@@ -46,6 +46,31 @@ def is_on(variable: str, default: str = "false") -> bool:
     return os.environ.get(variable, default).lower() in ("true", "1", "yes")
 
 
+def kind_of(ranks: int) -> Kind:
+    """Which engine the environment asks for.
+
+    Raises:
+        ConfigError: one that there is not.
+    """
+    if is_on("ACCELERATE_USE_DEEPSPEED"):
+        return "deepspeed"
+    if is_on("ACCELERATE_USE_FSDP") and ranks > 1:
+        if os.environ.get("FSDP_VERSION", "2") != "2":
+            raise ConfigError(
+                "FSDP version 1 was asked for",
+                where="fsdp_version in the configuration of accelerate launch",
+                cure="set fsdp_version: 2; configs/accelerate/fsdp2.yaml is an example",
+            )
+        if is_on("FSDP_OFFLOAD_PARAMS"):
+            raise ConfigError(
+                "FSDP2 with weights in host memory was asked for, which is not supported",
+                where="fsdp_offload_params in the configuration of accelerate launch",
+                cure="take more processes, reward.trained = { type = 'lora' }, or DeepSpeed ZeRO-3 with offload_optimizer",
+            )
+        return "fsdp2"
+    return "ddp" if ranks > 1 else "single"
+
+
 class Engine:
     """Trains `module`.
 
@@ -65,7 +90,7 @@ class Engine:
         self.rank: int = accelerator.process_index
         self.device: torch.device = accelerator.device
         self.module = module
-        self.kind: Kind = _kind(self.ranks)
+        self.kind: Kind = kind_of(self.ranks)
         self._settings = settings
         if settings.type == "muon" and self.kind in ("fsdp2", "deepspeed"):
             raise ConfigError(
@@ -320,7 +345,8 @@ class _DeepSpeedState:
         zero = engine.optimizer.optimizer
         spread = hasattr(zero, "fp32_partitioned_groups_flat")  # ZeRO-3
         names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-        for piece in next(getattr(zero, name) for name in names if hasattr(zero, name)):  # as the optimiser itself would make them in its first step
+        # as the optimiser itself would make them in its first step
+        for piece in next(getattr(zero, name) for name in names if hasattr(zero, name)):
             step = state_dict["state"][0]["step"].clone()
             engine.plain.state[piece] = {"step": step.to(piece.device)} | {n: torch.zeros_like(piece) for n in self.NAMES}
         self._link()
@@ -339,31 +365,13 @@ class _DeepSpeedState:
 # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _kind(ranks: int) -> Kind:
-    if is_on("ACCELERATE_USE_DEEPSPEED"):
-        return "deepspeed"
-    if is_on("ACCELERATE_USE_FSDP") and ranks > 1:
-        if os.environ.get("FSDP_VERSION", "2") != "2":
-            raise ConfigError(
-                "FSDP version 1 was asked for",
-                where="fsdp_version in the configuration of accelerate launch",
-                cure="set fsdp_version: 2; configs/accelerate/fsdp2.yaml is an example",
-            )
-        if is_on("FSDP_OFFLOAD_PARAMS"):
-            raise ConfigError(
-                "FSDP2 with weights in host memory was asked for, which is not supported",
-                where="fsdp_offload_params in the configuration of accelerate launch",
-                cure="take more processes, reward.trained = { type = 'lora' }, or DeepSpeed ZeRO-3 with offload_optimizer",
-            )
-        return "fsdp2"
-    return "ddp" if ranks > 1 else "single"
-
-
 def _sharded(module: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
     """Every layer a unit of its own, the rest with the root: embeddings, final norm and head stay fp32 in the forward pass."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # the head's result is a view, and nobody changes it in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     bf16 = accelerator.mixed_precision == "bf16"
     # the residual stream stays fp32 between layers, as under autocast on one process

@@ -18,6 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 
+def count(n: int, per_step: int, epochs: int) -> int:
+    """Steps of a whole training, without making them."""
+    return epochs * -(-n // per_step)
+
+
 def steps(n: int, per_step: int, epochs: int, seed: int) -> list[tuple[int, ...]]:
     """Items 0…n−1 of every optimiser step, each item once per epoch in an order drawn from (seed, epoch).
 
