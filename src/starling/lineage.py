@@ -34,7 +34,7 @@ _MODEL_SPEED = {"api_key_env", "attempts", "base_url", "batch", "idle_timeout_s"
 SPEED = {
     "pool": _MODEL_SPEED,
     "judge": _MODEL_SPEED,
-    "reward": {"checkpoint_steps", "micro_tokens"},
+    "reward": {"checkpoint_steps", "gradient_checkpointing", "micro_tokens", "trackers"},
     "policy": {"checkpoint_every"},
 }
 """Settings that are no part of a key, by section: they change how fast a result comes, not what it is."""

@@ -29,10 +29,10 @@ from starling.artifacts import Draft, RecordFile, drop_work, new_artifact, open_
 from starling.config import Config
 from starling.errors import ConfigError, UsageError
 from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status, trains
-from starling.plan import check
+from starling.plan import check, require_shared
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Judgment, MergedRanking, Prompt, RankedPrompt, Response
-from starling.rundir import WORK_FOLDER, Stopwatch, locked
+from starling.rundir import WORK_FOLDER, Stopwatch, launched, locked
 from starling.serving import Endpoints
 
 SUMMARY_FILE = "summary.json"
@@ -185,7 +185,11 @@ def _reward(job: Job) -> None:
     from starling.reward import train
 
     settings = job.config.reward
-    if settings.data is not None:
+    train_rows: Sequence[RankedPrompt] = ()
+    validation_rows: Sequence[RankedPrompt] = ()
+    if not launched().first:
+        pass  # the first process reads them
+    elif settings.data is not None:
         train_rows, validation_rows, outcomes = imported.load(settings.data, settings.validation_fraction)
         job.draft.outcomes.update(outcomes)
     else:
@@ -200,6 +204,7 @@ def _reward(job: Job) -> None:
         settings=settings,
         seed=job.seed,
         progress=job.progress,
+        tracking=job.config.run.dir / "tracking" / "reward",
     )
     job.draft.rows = len(train_rows)
     job.draft.metrics.update(metrics)
@@ -391,6 +396,8 @@ def run(
 ) -> list[Status]:
     """Do what is not done of the stages that lead to `until`; returns their status, all done.
 
+    One of several processes (`rundir.launched`) that is not the first only helps where the work is shared; it shows nothing.
+
     Args:
         config: the settings.
         until: name of the last stage; the whole chain when None.
@@ -402,7 +409,12 @@ def run(
         StarlingError: a stage cannot go on. Earlier stages stay, and so does every model call that was answered.
     """
     wanted = [stage.name for stage in needed(config, until)]
-    check(config, [s.stage for s in status(config) if s.stage in wanted and s.state != "done"])
+    here = {s.stage: s for s in status(config)}
+    todo = [name for name in wanted if here[name].state != "done"]
+    check(config, todo)
+    require_shared(todo)
+    if not launched().first:
+        return [_help(BY_NAME[name], config, here[name]) for name in todo]
     with locked(config.run.dir), Endpoints(config) as endpoints:
         for name in wanted:
             here = {s.stage: s for s in status(config)}
@@ -420,6 +432,14 @@ def run(
             for file in (config.run.dir / WORK_FOLDER).glob(f"{name}-*"):  # seconds of attempts with other settings
                 file.unlink()
         return [s for s in status(config) if s.stage in wanted]
+
+
+def _help(stage: Stage, config: Config, here: Status) -> Status:
+    """Take part in a stage that the first process runs into its artifact; nothing is written or shown here."""
+    with Endpoints(config) as endpoints:  # made when asked for, and nobody asks
+        draft = Draft(work_dir(config.run.dir, stage.name, here.key))
+        stage.run(Job(config=config, stage=stage.name, key=here.key, draft=draft, endpoints=endpoints, progress=SILENT))
+    return here
 
 
 def _do(stage: Stage, config: Config, here: dict[str, Status], endpoints: Endpoints, progress: Progress) -> None:

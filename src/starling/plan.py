@@ -26,7 +26,7 @@ from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
 from starling.config import Config, LocalModel, MicroworldJudge, ServerModel, secret
 from starling.endpoint.wire import model_ref
-from starling.errors import ConfigError, InputError, MissingExtra
+from starling.errors import ConfigError, InputError, MissingExtra, UsageError
 from starling.judge.modes import calls_per_order
 from starling.judge.rubric import Rubric, prompt_chars, rubric_of
 from starling.judge.verdict import FORMS
@@ -35,6 +35,7 @@ from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
+from starling.rundir import launched
 
 CHARS_PER_TOKEN = 4
 
@@ -290,3 +291,22 @@ def _asks(config: Config, stage: str, rubric: Rubric, asked: Sequence[Prompt], k
 
 def _tokens(messages: Sequence[Message]) -> int:
     return sum(len(m.content) for m in messages) // CHARS_PER_TOKEN + 1
+
+
+SHARED = ("reward",)
+"""Stages that several processes do together, each calling the stage's function."""
+
+
+def require_shared(todo: Sequence[str]) -> None:
+    """Look whether this process is one of several, and the work left is not for several.
+
+    Raises:
+        UsageError: it is so; names the stage.
+    """
+    alone = [name for name in todo if name not in SHARED]
+    if launched().count > 1 and alone:
+        raise UsageError(
+            f"{launched().count} processes were started, and the stage '{alone[0]}' is to be done by one",
+            where="torchrun or accelerate launch",
+            cure=f"run it first without them: `starling run CONFIG --until {alone[0]}`; several can do {', '.join(SHARED)}",
+        )

@@ -8,6 +8,8 @@
       .work/          checkpoints of unfinished stages, and the seconds they have taken
       .lock           present while a process works here
 
+Several processes of one training count as one: the first of them holds the directory, the others only help (`launched`).
+
 The lock is `flock` on .lock: the kernel releases it when the process dies, however it dies, so a file left behind by a
 killed process locks nothing.
 """
@@ -20,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from starling.errors import UsageError
@@ -27,6 +30,27 @@ from starling.errors import UsageError
 JOURNAL_FILE = "journal.sqlite"
 LOCK_FILE = ".lock"
 WORK_FOLDER = ".work"
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Which of several processes of one training this is, e.g. Launched(rank=0, count=8)."""
+
+    rank: int
+    count: int
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the one that writes, and talks to people."""
+        return self.rank == 0
+
+
+def launched() -> Launched:
+    """As torchrun or `accelerate launch` started this process; alone without them."""
+    try:
+        return Launched(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    except (KeyError, ValueError):
+        return Launched(0, 1)
 
 
 @contextmanager

@@ -1,21 +1,30 @@
 """Reward training: it learns, micro-batches change nothing, a killed run ends in the same bytes."""
 
 import json
+import os
+import signal
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from starling.config import OptimizerSection, RewardSection
-from starling.errors import InputError, TrainingError
+from starling.errors import ConfigError, InputError, TrainingError, UsageError
 from starling.losses.ranking import plackett_luce
-from starling.models.load import load_scalar, load_tokenizer
+from starling.models.encode import Encoder
+from starling.models.load import load_backbone_as_scalar, load_scalar, load_tokenizer
 from starling.models.score import score_conversations
 from starling.records import RankedAnswer, RankedPrompt
 from starling.reward import train as module
 from starling.reward.train import train
+from starling.training.trainer import Trainer
 
 Make = Callable[..., Any]
 
@@ -23,7 +32,7 @@ Make = Callable[..., Any]
 def settings(**changes: Any) -> RewardSection:
     base: dict[str, Any] = {
         "backbone": "x", "optimizer": OptimizerSection(learning_rate=3e-3), "epochs": 1, "rankings_per_step": 8,
-        "micro_tokens": 800, "max_length": 128, "checkpoint_steps": 3,
+        "micro_tokens": 800, "max_length": 128, "checkpoint_steps": 3, "eval_steps": 3,
     }  # fmt: skip
     return RewardSection(**{**base, **changes})
 
@@ -94,26 +103,26 @@ def test_killed_and_resumed_ends_in_the_same_bytes(
     class KilledError(Exception):
         pass
 
-    original = module._Trainer._step
+    original = Trainer._step
 
-    def dies(self: Any, step: int) -> Any:
+    def dies(self: Any, step: int) -> None:
         if step == kill_at:
             raise KilledError
-        return original(self, step)
+        original(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Trainer, "_step", dies)
+        patch.setattr(Trainer, "_step", dies)
         with pytest.raises(KilledError):
             run(tmp_path, backbone("gpt2"), rows, held_out, name="again", epochs=2)
     assert not (tmp_path / "again").exists()
     torch.rand(3)
     first_step: list[int] = []
 
-    def counted(self: Any, step: int) -> Any:
+    def counted(self: Any, step: int) -> None:
         first_step.append(step)
-        return original(self, step)
+        original(self, step)
 
-    monkeypatch.setattr(module._Trainer, "_step", counted)
+    monkeypatch.setattr(Trainer, "_step", counted)
     run(tmp_path, backbone("gpt2"), rows, held_out, name="again", epochs=2)
     assert first_step[0] == (kill_at - 1) // 3 * 3 + 1  # nothing before the last checkpoint is done again
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
@@ -139,19 +148,14 @@ def test_non_finite_loss_names_the_prompts(
     backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rankings(8)
-    encoded: dict[str, Any] = {}
-    originals = module.encode_rankings, module.score_groups
-
-    def encode(*args: Any) -> Any:
-        rankings = originals[0](*args)
-        encoded.update({r.prompt_id: r.answers for r in rankings})
-        return rankings
+    original = module.score_groups
 
     def score(head: Any, groups: Any, pad_id: int, layout: Any) -> Any:
-        scores_BK, present_BK = originals[1](head, groups, pad_id, layout)
-        return scores_BK * (torch.nan if encoded[rows[5].prompt.id] in groups else 1.0), present_BK
+        scores_BK, present_BK = original(head, groups, pad_id, layout)
+        return scores_BK * (torch.nan if bad in groups else 1.0), present_BK
 
-    monkeypatch.setattr(module, "encode_rankings", encode)
+    encoder = Encoder(load_tokenizer(backbone("llama")), 128)
+    bad = tuple(encoder.conversation(rows[5].prompt.messages, a.answer) for a in rows[5].answers)
     monkeypatch.setattr(module, "score_groups", score)
     with pytest.raises(TrainingError, match=r"The loss is nan.*step 1"):
         run(tmp_path, backbone("llama"), rows, [], micro_tokens=1)
@@ -176,6 +180,8 @@ class TestOverLong:
         metrics = run(tmp_path, backbone("llama"), self.rows(make_rankings), [], max_length=64, over_long="drop")
         assert metrics["answers/dropped"] == 2
         assert metrics["rankings/train"] == 7  # the pair lost one of two and is no ranking any more
+        assert metrics["rankings/dropped"] == 1
+        assert metrics["rankings/shortened"] == 1
 
     def test_raised(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="more than max_length = 64"):
@@ -188,3 +194,241 @@ class TestOverLong:
     def test_positions_of_the_model_are_a_limit_too(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
         metrics = run(tmp_path, backbone("roberta"), make_rankings(8), [], max_length=2048)
         assert metrics["max_length"] == 129  # 130 positions, the first one after pad id 0
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class TestWhenThingsHappen:
+    def test_a_line_of_the_log_is_the_mean_of_its_steps(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+        rows = make_rankings(32)  # 4 steps
+        for name, log_steps in (("each", 1), ("threes", 3)):
+            run(tmp_path, backbone("llama"), rows, [], name=name, log_steps=log_steps)
+        each, threes = rows_of(tmp_path / "each"), rows_of(tmp_path / "threes")
+        assert [row["step"] for row in threes] == [3, 4]
+        for key in ("loss", "grad_norm", "learning_rate", "margin"):
+            assert threes[0][key] == pytest.approx(sum(row[key] for row in each[:3]) / 3)
+            assert threes[1][key] == each[3][key]
+
+    def test_neither_checkpoints_nor_kills_show_in_a_long_line(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = make_rankings(40)  # 5 steps
+        run(tmp_path, backbone("llama"), rows, [], log_steps=4, checkpoint_steps=100)
+        original = Trainer._step
+
+        def dies(self: Any, step: int) -> None:
+            if step == 4:
+                raise ZeroDivisionError
+            original(self, step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", dies)
+            with pytest.raises(ZeroDivisionError):
+                run(tmp_path, backbone("llama"), rows, [], name="again", log_steps=4)
+        run(tmp_path, backbone("llama"), rows, [], name="again", log_steps=4, checkpoint_steps=1)  # may change meanwhile
+        assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+    def evaluations(self, monkeypatch: pytest.MonkeyPatch, values: list[float], weights: list[torch.Tensor]) -> None:
+        """Evaluations say `values`, one after the other; what the weights were is kept in `weights`."""
+        original = module._Rankings.evaluate
+        said = iter(values)
+
+        def evaluate(self: Any, model: Any, engine: Any) -> dict[str, float]:
+            weights.append(engine.module.model.score.weight.detach().clone())
+            return {**original(self, model, engine), "top1": next(said), "loss": -1.0}
+
+        monkeypatch.setattr(module._Rankings, "evaluate", evaluate)
+
+    def test_it_stops_early_and_keeps_the_best(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        weights: list[torch.Tensor] = []
+        self.evaluations(monkeypatch, [0.1, 0.5, 0.5, 0.4], weights)
+        metrics = run(
+            tmp_path, backbone("llama"), make_rankings(48), make_rankings(4, seed=9),
+            eval_steps=1, keep="best", metric="top1", patience=2,
+        )  # fmt: skip
+        assert len(weights) == 4  # of 6: the third is no better than the second, nor is the fourth
+        assert metrics["best_step"] == 2
+        assert metrics["validation/top1"] == 0.5
+        saved = load_scalar(tmp_path / "out")
+        assert torch.equal(saved.model.score.weight.detach(), weights[1])
+        assert not torch.equal(weights[1], weights[3])
+        best = next(row["validation"] for row in rows_of(tmp_path / "out") if row["step"] == 2 and "validation" in row)
+        assert saved.statistics == {"mean": best["score_mean"], "std": best["score_std"]}
+
+    def test_a_stopped_one_stays_stopped(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        values, kept = [0.3, 0.2, 0.1], {"eval_steps": 1, "metric": "top1", "patience": 2, "checkpoint_steps": 100}
+        rows, held_out = make_rankings(48), make_rankings(4, seed=9)
+        self.evaluations(monkeypatch, values, [])
+        first = run(tmp_path, backbone("llama"), rows, held_out, **kept)
+        assert first["validation/top1"] == 0.1
+        self.evaluations(monkeypatch, [], [])  # would raise StopIteration
+        assert run(tmp_path, backbone("llama"), rows, held_out, **kept) == first
+
+    def test_the_smallest_loss_is_the_best(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        values = iter([0.7, 0.6, 0.65])
+        monkeypatch.setattr(
+            module._Rankings, "evaluate",
+            lambda *_: {"loss": next(values), "score_mean": 0.0, "score_std": 1.0},
+        )  # fmt: skip
+        metrics = run(
+            tmp_path, backbone("llama"), make_rankings(24), make_rankings(4, seed=9), eval_steps=1, keep="best", metric="loss"
+        )
+        assert metrics["best_step"] == 2
+
+    def test_without_validation_there_is_no_best(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no validation rankings"):
+            run(tmp_path, backbone("llama"), make_rankings(8), [], keep="best")
+        with pytest.raises(InputError, match="no validation rankings"):
+            run(tmp_path, backbone("llama"), make_rankings(8), [], patience=1)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_finishes_the_step_and_saves(
+        self, number: int, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows, held_out = make_rankings(32), make_rankings(4, seed=9)
+        run(tmp_path, backbone("llama"), rows, held_out)
+        original = Trainer._step
+        before = signal.getsignal(number)
+
+        def hit(self: Any, step: int) -> None:
+            if step == 2:
+                os.kill(os.getpid(), number)
+            original(self, step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", hit)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, backbone("llama"), rows, held_out, name="again")
+        assert signal.getsignal(number) is before
+        assert [p.name for p in (tmp_path / "work-again" / "checkpoints").iterdir()] == ["step-00000002"]
+        run(tmp_path, backbone("llama"), rows, held_out, name="again")
+        assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+class TestWhatIsTrained:
+    def weights(self, folder: Path) -> dict[str, torch.Tensor]:
+        return dict(load_scalar(folder).model.state_dict())
+
+    @pytest.mark.parametrize(("name", "layers", "moves"), [
+        ("llama", 0, ("score.",)), ("llama", 1, ("score.", "model.layers.1.")),
+        ("bert", 1, ("classifier.", "bert.pooler.", "bert.encoder.layer.1.")),
+    ])  # fmt: skip
+    def test_last_layers_leave_the_others_bitwise_untouched(
+        self, name: str, layers: int, moves: tuple[str, ...], backbone: Make, make_rankings: Make, tmp_path: Path
+    ) -> None:
+        run(tmp_path, backbone(name), make_rankings(16), [], trained={"type": "last_layers", "layers": layers})
+        before = load_backbone_as_scalar(backbone(name), 1).model.state_dict()
+        after = self.weights(tmp_path / "out")
+        assert before.keys() == after.keys()
+        moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
+        assert moved == {key for key in before if key.startswith(moves)}
+
+    def test_more_layers_than_there_are(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="has 2 layers, 3 are to be trained"):
+            run(tmp_path, backbone("llama"), make_rankings(8), [], trained={"type": "last_layers", "layers": 3})
+
+    @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+    def test_a_merged_model_scores_as_its_adapter(self, name: str, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+        rows, held_out = make_rankings(16), make_rankings(4, seed=9)
+        lora = {"type": "lora", "rank": 4, "alpha": 8.0}
+        for save in ("merged", "adapter"):
+            run(tmp_path, backbone(name), rows, held_out, name=save, trained={**lora, "save": save})
+        merged = load_scalar(tmp_path / "merged").model.eval()
+        tokenizer = load_tokenizer(tmp_path / "adapter")
+        base = AutoModelForSequenceClassification.from_pretrained(backbone(name), num_labels=1)
+        untouched = {key: value.clone() for key, value in base.state_dict().items()}
+        adapter = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+        batch = tokenizer(["the cat sat", "a dog and a cat"], return_tensors="pt", padding=True)
+        adapter.base_model.model.config.pad_token_id = tokenizer.pad_token_id
+        ours, theirs = merged(**batch).logits, adapter(**batch).logits
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+        plain = load_backbone_as_scalar(backbone(name), 1).model(**batch).logits
+        assert (plain - ours).abs().max() > 1e-3  # both halves of the claim: it was trained
+        assert self.weights(tmp_path / "merged").keys() == untouched.keys()
+        stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        assert all("lora_" in key or "score" in key or "classifier" in key or "pooler" in key for key in stored)
+        statistics = json.loads((tmp_path / "adapter" / "starling.json").read_text())
+        assert statistics == load_scalar(tmp_path / "merged").statistics
+
+    def test_a_killed_lora_training_saves_and_resumes_the_adapter_alone(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = make_rankings(32)
+        lora = {"type": "lora", "rank": 4, "dropout": 0.2}  # drawn anew in each step, from seed and step
+        run(tmp_path, backbone("llama"), rows, [], trained=lora)
+        original = Trainer._step
+
+        def dies(self: Any, step: int) -> None:
+            if step == 4:
+                raise ZeroDivisionError
+            original(self, step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", dies)
+            with pytest.raises(ZeroDivisionError):
+                run(tmp_path, backbone("llama"), rows, [], name="again", trained=lora)
+        saved = load_file(tmp_path / "work-again" / "checkpoints" / "step-00000003" / "weights.safetensors")
+        assert all("lora_" in name or name == "model.score.weight" for name in saved)
+        run(tmp_path, backbone("llama"), rows, [], name="again", trained=lora)
+        assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+    def test_an_unknown_module_is_named(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"no linear layer named w_proj.*choose from down_proj, gate_proj"):
+            run(tmp_path, backbone("llama"), make_rankings(8), [], trained={"type": "lora", "target_modules": ["w_proj"]})
+
+    def test_gradient_checkpointing_changes_nothing(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+        rows = make_rankings(16)
+        run(tmp_path, backbone("llama"), rows, [], name="off", gradient_checkpointing="off")
+        run(tmp_path, backbone("llama"), rows, [], name="on", gradient_checkpointing="on")
+        for key, value in self.weights(tmp_path / "off").items():
+            torch.testing.assert_close(self.weights(tmp_path / "on")[key], value, atol=1e-6, rtol=1e-6)
+
+    def test_bf16_is_near_fp32_and_not_it(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+        rows = make_rankings(16)
+        run(tmp_path, backbone("llama"), rows, [], name="full", precision="fp32")
+        run(tmp_path, backbone("llama"), rows, [], name="half", precision="bf16")
+        full, half = rows_of(tmp_path / "full"), rows_of(tmp_path / "half")
+        assert half[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.02)
+        assert half[0]["loss"] != full[0]["loss"]
+
+
+class TestTrackers:
+    def test_they_are_shown_the_log(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: list[tuple[int, dict[str, float]]] = []
+        ended: list[bool] = []
+        run_of = types.SimpleNamespace(log=lambda numbers, step: shown.append((step, numbers)), finish=lambda: ended.append(True))
+        fake = types.ModuleType("wandb")
+        started: list[dict[str, Any]] = []
+        fake.init = lambda **given: started.append(given) or run_of  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        run(tmp_path, backbone("llama"), make_rankings(16), make_rankings(4, seed=9), trackers=("wandb",), eval_steps=2)
+        assert os.environ["WANDB_MODE"] == "offline"
+        assert started[0]["dir"] == str(tmp_path / "tracking")
+        assert started[0]["config"]["rankings_per_step"] == 8
+        log = rows_of(tmp_path / "out")
+        assert [step for step, _ in shown] == [1, 2, 2]
+        assert shown[0][1]["loss"] == log[0]["loss"]
+        assert shown[0][1]["tokens_per_second"] > 0
+        assert shown[2][1]["validation/top1"] == log[2]["validation"]["top1"]
+        assert ended == [True]
+        assert contents(tmp_path / "out").keys() >= {"log.jsonl", "model.safetensors"}
+        assert "tokens_per_second" not in log[0]
+
+    @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+    def test_one_that_is_not_installed_is_named(
+        self, name: str, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
+        with pytest.raises(UsageError, match=rf"{name} is not installed.*pip install {name}"):
+            run(tmp_path, backbone("llama"), make_rankings(8), [], trackers=(name,))

@@ -1,10 +1,11 @@
 """The plan is a pure function: every item once per epoch, budgets kept, order fixed by the seed."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starling.training.plan import micro_batches, steps
+from starling.training.plan import Plan, deal, micro_batches, steps
 
 
 @given(n=st.integers(1, 60), per_step=st.integers(1, 20), epochs=st.integers(1, 3), seed=st.integers(0, 9))
@@ -53,3 +54,35 @@ def test_micro_batches_by_hand() -> None:
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="n ≥ 1"):
         steps(0, 4, 1, 0)
+
+
+class TestDeal:
+    def test_by_hand(self) -> None:
+        # dearest first to whoever has least: 9 to rank 0, 8 to 1, 7 to 1 (8 < 9), 5 to 0 (9 < 15), 2 to 0 (14 < 15)
+        costs = [7, 9, 2, 8, 5]
+        assert deal(range(5), costs, 100, 2) == [[(1, 4, 2)], [(3, 0)]]
+        assert deal(range(5), costs, 14, 2) == [[(1, 4), (2,)], [(3,), (0,)]]
+        assert deal(range(5), costs, 1, 2) == [[(1,), (4,), (2,)], [(3,), (0,), ()]]  # one more on the first: an empty one
+        assert deal([2, 0], costs, 100, 3) == [[(0,)], [(2,)], [()]]
+        assert deal(range(5), costs, 20, 1) == [[(1, 3), (0, 4, 2)]]
+
+    @given(costs=st.lists(st.integers(1, 60), min_size=1, max_size=40), budget=st.integers(1, 200), ranks=st.integers(1, 6))
+    def test_laws(self, costs: list[int], budget: int, ranks: int) -> None:
+        dealt = deal(range(len(costs)), costs, budget, ranks)
+        assert len(dealt) == ranks
+        assert len({len(batches) for batches in dealt}) == 1  # as many micro-batches on every rank
+        assert sorted(i for batches in dealt for batch in batches for i in batch) == list(range(len(costs)))
+        for batches in dealt:
+            assert all(len(batch) <= 1 or sum(costs[i] for i in batch) <= budget for batch in batches)
+            assert sorted(map(bool, batches), reverse=True) == list(map(bool, batches))  # empty ones last
+        loads = [sum(costs[i] for batch in batches for i in batch) for batches in dealt]
+        assert max(loads) - min(loads) <= max(costs)  # longest first never lets one fall further behind
+
+    @given(costs=st.lists(st.integers(1, 60), min_size=1, max_size=40), per_step=st.integers(1, 9), ranks=st.integers(1, 4))
+    def test_the_steps_do_not_depend_on_ranks_costs_or_budget(self, costs: list[int], per_step: int, ranks: int) -> None:
+        alone = Plan(np.ones(len(costs), dtype=np.int64), per_step, 2, 7, 10**6)
+        shared = Plan(np.array(costs), per_step, 2, 7, 50, ranks)
+        assert len(alone) == len(shared) == len(steps(len(costs), per_step, 2, 7))
+        for step in range(1, len(alone) + 1):
+            assert alone.items(step) == shared.items(step)
+            assert sorted(i for batches in shared.batches(step) for b in batches for i in b) == sorted(alone.items(step))

@@ -54,7 +54,8 @@ def call(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="starling", standalone_mode=False)
     except StarlingError as error:
-        complain(str(error))
+        rank = os.environ.get("RANK", "0")  # of several processes of one training, started by torchrun
+        complain(f"{'' if rank == '0' else f'process {rank}: '}{error}")
         return error.exit_code
     except KeyboardInterrupt:
         code = 130
@@ -77,7 +78,7 @@ def call(arguments: Sequence[str]) -> int:
         text = " ".join(said().split()).rstrip(".")
         complain(f"{text}. Where: the command line. What to do: see `{command} --help`.")
         return 2
-    if code == 130:
+    if code == 130 and os.environ.get("RANK", "0") == "0":
         complain("Interrupted. What is finished stays, answered model calls too; the same command goes on from here.")
     return int(code or 0)
 

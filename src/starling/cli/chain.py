@@ -50,8 +50,11 @@ def run_to(settings: Config, until: str | None, as_json: bool) -> None:
     """Run the chain up to a stage and print what came of it."""
     from starling import pipeline
     from starling.progress import RichProgress
+    from starling.rundir import launched
 
     states = pipeline.run(settings, until, RichProgress(), tell=complain)
+    if not launched().first:
+        return
     summary_file = settings.run.dir / pipeline.SUMMARY_FILE
     evaluated = any(s.stage == "evaluate" for s in states)
     summary = json.loads(summary_file.read_text("utf-8")) if evaluated else None

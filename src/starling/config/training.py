@@ -75,6 +75,37 @@ def _named(value: object) -> object:
 RankingLoss = Annotated[PlackettLuce | BradleyTerry, Field(discriminator="type"), BeforeValidator(_named)]
 
 
+class FullTraining(Section):
+    """Every weight is trained."""
+
+    type: Literal["full"]
+
+
+class LastLayers(Section):
+    """The last layers and the head are trained; embeddings, the other layers and the final norm stay as they are."""
+
+    type: Literal["last_layers"]
+    layers: int = Field(ge=0, description="How many layers, counted from the last; 0 trains the head alone.")
+
+
+class LoRA(Section):
+    """Low-rank adapters in the layers (arXiv 2106.09685, through peft) and the whole head; the base stays as it is."""
+
+    type: Literal["lora"]
+    rank: int = Field(default=16, gt=0, description="Rank of the adapters (usual: 8 to 64).")
+    alpha: float = Field(default=32.0, gt=0, description="Adapters are scaled by alpha / rank (usual: twice the rank).")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters. Anything but 0 costs exactness.")
+    target_modules: tuple[str, ...] = Field(
+        default=(), description="Linear layers that get adapters, e.g. ['q_proj', 'v_proj']; empty: all in the layers."
+    )
+    save: Literal["merged", "adapter"] = Field(
+        default="merged", description="What the artifact holds: a whole model, or a peft adapter with the head."
+    )
+
+
+Trained = Annotated[FullTraining | LastLayers | LoRA, Field(discriminator="type")]
+
+
 class RewardSection(Section):
     backbone: str = Field(
         default="microworld:base", description="transformers folder (decoder or encoder) to start from, or microworld:base."
@@ -89,7 +120,14 @@ class RewardSection(Section):
     epochs: int = Field(default=1, gt=0, description="Passes over the rankings (Starling: 1).")
     rankings_per_step: int = Field(default=128, gt=0, description="Rankings per optimiser step (Starling 7B-alpha: ≈129).")
     micro_tokens: int = Field(
-        default=16_384, gt=0, description="Padded tokens per micro-batch; never changes the result of a step."
+        default=16_384, gt=0, description="Tokens per micro-batch and process; never changes the result of a step."
+    )
+    trained: Trained = Field(default=FullTraining(type="full"), description="What is trained (Starling: everything).")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Of the passes; weights and optimiser stay fp32. auto: bf16 on a GPU that has it, else fp32."
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Compute activations again in the backward pass instead of keeping them. auto: on a GPU."
     )
     max_length: int = Field(default=2048, gt=1, description="Longest prompt + answer in tokens (Starling: 2,048).")
     over_long: Literal["drop", "truncate_left", "raise"] = Field(
@@ -106,7 +144,21 @@ class RewardSection(Section):
         description="What answers have in common computed once (shared_prefix), one row per answer, or two per pair (as TRL "
         "does); scores are the same. auto: shared_prefix for decoders that pass a trial on the first ranking, else sequences.",
     )
+    eval_steps: int = Field(default=200, gt=0, description="Steps between evaluations on validation; the last step has one.")
+    keep: Literal["last", "best"] = Field(
+        default="last", description="Weights of the artifact: after the last step (Starling), or of the best evaluation."
+    )
+    metric: Literal["loss", "pair_accuracy", "adjacent_accuracy", "top1"] = Field(
+        default="pair_accuracy", description="Of two evaluations the better one is told by this; of equal ones, the earlier."
+    )
+    patience: int | None = Field(
+        default=None, gt=0, description="Stop after so many evaluations in a row without a better one. Default: never (Starling)."
+    )
     checkpoint_steps: int = Field(default=200, gt=0, description="Steps between checkpoints.")
+    log_steps: int = Field(default=1, gt=0, description="Steps per line of log.jsonl, which holds their means.")
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        default=(), description="Also show the log there, from <run.dir>/tracking/reward; nothing leaves the machine by default."
+    )
 
 
 # ── stage 6: policy ──────────────────────────────────────────────────────────────────────────────────────────────────

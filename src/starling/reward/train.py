@@ -4,54 +4,58 @@ Source: Starling-RM — K answers of a prompt go through the model together, the
 divided by K−1 and averaged over the rankings of a step (losses/ranking.py), AdamW, 5 % warm-up then constant, one epoch.
 
 Departures: K is whatever each ranking has; micro-batches are bounded by tokens and the loss is normalised by the rankings
-of the whole step, so their size changes nothing; dropout is off; encoders are welcome as backbones; score statistics come
-from validation rankings, not from training ones.
+of the whole step, so neither their size nor the number of processes changes a result; dropout is off; encoders are welcome as
+backbones; score statistics come from validation rankings, not from training ones.
 
-    rows → encode (each of the K conversations) → plan of steps → micro-batches of whole rankings → step → checkpoint
+    rows → tokens on disk (batches) → plan of steps → micro-batches of whole rankings → step → checkpoint (training.trainer)
 
-`work` holds the checkpoints and the growing log; `out` is written once, at the end, and holds only files that depend on
-data, settings and seed: the model folder and log.jsonl, one JSON object per line:
+`work` holds the tokens, the checkpoints and the growing log; `out` is written once, at the end, by the first process, and holds
+only files that depend on data, settings and seed: the model folder and log.jsonl, one JSON object per line:
 
     {"step": 3, "loss": …, "pair_accuracy": …, "top1": …, "margin": …, "learning_rate": …, "grad_norm": …}
     {"step": 200, "validation": {"loss": …, "pair_accuracy": …, "top1": …, …}}
 
-Shapes: B rankings, K answers.
+Shapes: B rankings, K answers, N rankings of validation.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from accelerate import Accelerator
 
 from starling.config import RewardSection
-from starling.errors import InputError, TrainingError
-from starling.losses.masked import LossOutputs
+from starling.errors import InputError
+from starling.lineage import SPEED
 from starling.models.encode import Encoder
 from starling.models.load import load_backbone_as_scalar, load_tokenizer, longest_input, save_folder
 from starling.models.scalar_head import ScalarHead
-from starling.models.score import choose_layout, score_groups
+from starling.models.score import Layout, choose_layout, score_groups
 from starling.progress import SILENT, Progress
 from starling.records import RankedPrompt, content_hash
-from starling.reward.batches import EncodedRanking, encode_rankings
+from starling.reward.batches import EncodedRanking, TokenStore, build_store
 from starling.reward.objective import Objective
-from starling.training import checkpoint, plan
-from starling.training.loop import apply_step, make_accelerator, make_optimizer, set_determinism
+from starling.training import checkpoint
+from starling.training.engine import Engine, kind_of
+from starling.training.loop import load_whole, make_accelerator, set_determinism
+from starling.training.plan import Plan, count, deal
+from starling.training.trackers import open_trackers
+from starling.training.trained import TrainedPart, TrainedWeights
+from starling.training.trainer import Rules, Trainer, best, newest
 
-LOGGED = ("pair_accuracy", "top1", "margin")  # means over rankings: those of micro-batches add up
+STATISTICS_FILE = "starling.json"
+"""Beside an adapter, which has no config of its own: mean and deviation of the scores on validation."""
 
 
 def train(
-    rows_train: Sequence[RankedPrompt],
-    rows_validation: Sequence[RankedPrompt],
+    rows_train: Iterable[RankedPrompt],
+    rows_validation: Iterable[RankedPrompt],
     *,
     backbone: Path,
     out: Path,
@@ -59,211 +63,244 @@ def train(
     settings: RewardSection,
     seed: int,
     progress: Progress = SILENT,
+    tracking: Path | None = None,
 ) -> dict[str, float]:
     """Train, evaluate, save; continues from `work` if it holds a checkpoint of the same settings and data.
 
+    Started with several processes, all call this with the same arguments and see the same `work`; the first one reads the rows,
+    writes and shows progress.
+
     Args:
-        rows_train: rankings to learn from.
+        rows_train: rankings to learn from; re-iterable, read once or twice, never all in memory.
         rows_validation: rankings of other conversations, for the log, the metrics and the score statistics; may be empty.
         backbone: transformers folder, decoder or encoder.
-        out: folder for the reward model (a *ForSequenceClassification with its tokenizer) and log.jsonl.
-        work: folder for checkpoints; the caller removes it after success.
+        out: folder for the reward model (a *ForSequenceClassification with its tokenizer, or an adapter) and log.jsonl.
+        work: folder for tokens and checkpoints; the caller removes it after success.
         settings: loss, optimiser, lengths, batch.
         seed: of the new head and of the order of rankings.
+        tracking: folder of the trackers' files; beside `out` if None.
 
     Returns:
-        Counts (rankings/train, answers/prompt_cut …) and the last validation metrics (validation/pair_accuracy …).
+        Counts (rankings/train, answers/prompt_cut …) and the validation metrics of the weights saved (validation/…).
 
     Raises:
-        InputError: the backbone cannot be used, or no ranking is left to train on.
+        InputError: the backbone cannot be used, no ranking is left to train on, or there is none to choose the best by.
+        ConfigError: the settings do not go with the backbone, or with the way the processes were started.
+        UsageError: a tracker is not installed.
         TrainingError: a loss or gradient is not finite (the prompts are in work/non_finite.json), or `work` holds a
             checkpoint of something else.
+        KeyboardInterrupt: SIGTERM or SIGINT, after the step was finished and saved.
     """
     set_determinism(seed)
-    tokenizer = load_tokenizer(backbone)
-    head = load_backbone_as_scalar(backbone, seed, tokenizer)
-    max_length = min(settings.max_length, longest_input(head.model) or settings.max_length)
-    encoder = Encoder(tokenizer, max_length)
-    counts: Counter[str] = Counter()
-    rankings = encode_rankings(rows_train, encoder, settings, counts)
-    held_out = encode_rankings(rows_validation, encoder, settings, Counter())
+    accelerator = make_accelerator(settings.precision)
+    progress = progress if accelerator.is_main_process else SILENT
+    load_whole(accelerator)
+    model = _Model(backbone, settings, seed)
     objective = Objective(settings, seed)
-    uninformative = sum(not objective.informative(r) for r in rankings)
-    rankings = [r for r in rankings if objective.informative(r)]
-    if not rankings:
-        raise InputError(
-            f"No ranking is left to train on ({len(rows_train)} given, {dict(counts)})",
-            where="the rankings of the train split",
-            cure='raise reward.max_length, or set reward.over_long to "truncate_left"',
-        )
-    trainer = _Trainer(head, rankings, held_out, encoder.pad_id, work, settings, seed)
-    trainer.run(progress)
-    if trainer.statistics is not None:
-        head.set_statistics(*trainer.statistics)
-    out.mkdir(parents=True, exist_ok=True)
-    save_folder(out, head.to("cpu"), tokenizer)
-    (out / "log.jsonl").write_bytes((work / "log.jsonl").read_bytes())
+    rankings, held_out = _stores(rows_train, rows_validation, model.encoder, settings, objective, work, accelerator, progress)
+    # where files lie and how fast a result comes does not change the weights; what is in the files does
+    chosen = settings.model_dump(mode="json", exclude={"backbone", "data", *SPEED["reward"]})
+    key = content_hash([chosen, seed, rankings.digest, held_out.digest])
+    resumed = newest(work, accelerator)
+    if resumed is not None:
+        checkpoint.load_modules(resumed, {"weights": TrainedWeights(model.head)}, key=key)
+    total = count(len(rankings), settings.rankings_per_step, settings.epochs)
+    engine, layout = _start(model, accelerator, rankings[0], settings, total)
+    plan = Plan(costs(rankings, layout), settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, engine.ranks)
+    task = _Rankings(rankings, held_out, model.encoder.pad_id, layout, objective, settings.micro_tokens)
+    shown = open_trackers(settings.trackers, tracking or out.parent / "tracking", "reward", chosen) if engine.first else []
+    trainer = Trainer(engine, task, plan, _rules(settings), work, key=key, trackers=shown)
+    kind = f" · {engine.ranks} processes ({engine.kind})" if engine.ranks > 1 else ""
+    progress.start(f"training the reward model{kind}", len(plan))
+    state = trainer.run(progress, resumed=resumed)
+    progress.finish()
+    chosen_weights = best(work, state) if settings.keep == "best" else None
+    validation = state.best if chosen_weights else state.evaluation
+    _save(model, engine, chosen_weights, validation, out, work, key)
+    engine.part()
     return {
         "rankings/train": float(len(rankings)),
-        "rankings/uninformative": float(uninformative),
         "rankings/validation": float(len(held_out)),
-        "max_length": float(max_length),
-        "steps": float(len(trainer.plan)),
-        **{f"answers/{name}": float(counts[name]) for name in ("whole", "prompt_cut", "answer_cut", "dropped")},
-        **{f"validation/{name}": value for name, value in trainer.validation.items()},
+        "max_length": float(model.encoder.max_length),
+        "steps": float(len(plan)),
+        **{name: float(rankings.counts.get(name, 0)) for name in _COUNTS},
+        **({"best_step": float(state.best_step)} if settings.keep == "best" else {}),
+        **{f"validation/{name}": value for name, value in validation.items()},
     }
 
 
-class _Trainer:
-    """The loop: everything that changes is in the checkpoint, everything else follows from the arguments."""
+_COUNTS = (
+    *(f"answers/{how}" for how in ("whole", "prompt_cut", "answer_cut", "dropped")),
+    *(f"rankings/{what}" for what in ("shortened", "dropped", "uninformative")),
+)
+
+
+class _Model:
+    """Backbone, head and tokenizer as they are before training, with what is trained chosen."""
+
+    def __init__(self, backbone: Path, settings: RewardSection, seed: int) -> None:
+        self.backbone, self._settings, self._seed = backbone, settings, seed
+        self.tokenizer = load_tokenizer(backbone)
+        self.head: ScalarHead = load_backbone_as_scalar(backbone, seed, self.tokenizer)
+        self.part = TrainedPart(self.head.model, settings.trained, seed)
+        self.head.eval()  # adapters begin in training mode, and dropout would spoil the trial of the layout
+        longest = longest_input(self.head.model, self.tokenizer) or settings.max_length
+        self.encoder = Encoder(self.tokenizer, min(settings.max_length, longest))
+        wanted = settings.gradient_checkpointing
+        if wanted == "on" or (wanted == "auto" and torch.cuda.is_available()):
+            model: Any = self.head.model  # transformers 5.2x gave the method another name
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+
+    def again(self) -> _Model:
+        """A fresh one, all weights as before training."""
+        return _Model(self.backbone, self._settings, self._seed)
+
+
+def _stores(
+    rows_train: Iterable[RankedPrompt],
+    rows_validation: Iterable[RankedPrompt],
+    encoder: Encoder,
+    settings: RewardSection,
+    objective: Objective,
+    work: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> tuple[TokenStore, TokenStore]:
+    """Both sides as tokens; the first process makes them, the others wait."""
+    folders = [work / "tokens" / side for side in ("train", "validation")]
+    if accelerator.is_main_process:
+        build_store(folders[0], rows_train, encoder, settings, progress, objective.informative)
+        build_store(folders[1], rows_validation, encoder, settings, progress)
+    accelerator.wait_for_everyone()
+    rankings, held_out = (TokenStore(folder) for folder in folders)
+    if not len(rankings):
+        raise InputError(
+            f"No ranking is left to train on ({rankings.counts.get('rankings/read', 0)} given, {rankings.counts})",
+            where="the rankings of the train split",
+            cure='give rankings that are not all one tie; raise reward.max_length, or set reward.over_long to "truncate_left"',
+        )
+    if not len(held_out) and (settings.keep == "best" or settings.patience is not None):
+        raise InputError(
+            "There are no validation rankings to tell the best weights by",
+            where="reward.keep and reward.patience",
+            cure='raise reward.validation_fraction, or set reward.keep to "last" and leave out reward.patience',
+        )
+    return rankings, held_out
+
+
+def _start(
+    model: _Model, accelerator: Accelerator, first: EncodedRanking, settings: RewardSection, total_steps: int
+) -> tuple[Engine, Layout]:
+    """The engine, and the layout after its trial: as the model will be called, but before DeepSpeed takes the gradients over."""
+    pad_id, half = model.encoder.pad_id, accelerator.mixed_precision != "no"
+    if kind_of(accelerator.num_processes) == "deepspeed":
+        head = model.head.to(accelerator.device)
+        layout = choose_layout(head, first.answers, pad_id, settings.layout)
+        return Engine(head, accelerator, settings.optimizer, total_steps), layout
+    engine = Engine(model.head, accelerator, settings.optimizer, total_steps)
+    return engine, engine.told(choose_layout(engine.model, first.answers, pad_id, settings.layout, half))
+
+
+def costs(rankings: TokenStore, layout: Layout) -> npt.NDArray[np.int64]:
+    """Tokens of every ranking in a forward pass: shared ones once, or K rows (K − 1 for each of K) as long as the longest."""
+    if layout == "shared_prefix":
+        return rankings.shared
+    rows = rankings.sizes if layout == "sequences" else rankings.sizes * (rankings.sizes - 1)
+    return rows * rankings.longest
+
+
+def _rules(settings: RewardSection) -> Rules:
+    return Rules(
+        checkpoint_steps=settings.checkpoint_steps,
+        eval_steps=settings.eval_steps,
+        log_steps=settings.log_steps,
+        keep_best=settings.keep == "best",
+        metric=settings.metric,
+        patience=settings.patience,
+    )
+
+
+class _Rankings:
+    """The objective over rankings, as the loop wants it."""
+
+    metrics: tuple[str, ...] = ("pair_accuracy", "top1", "margin")  # means over rankings: those of micro-batches add up
 
     def __init__(
         self,
-        head: ScalarHead,
         rankings: Sequence[EncodedRanking],
-        held_out: Sequence[EncodedRanking],
+        held_out: TokenStore,
         pad_id: int,
-        work: Path,
-        settings: RewardSection,
-        seed: int,
+        layout: Layout,
+        objective: Objective,
+        micro_tokens: int,
     ) -> None:
-        self.accelerator = make_accelerator()
-        self.head: Any = self.accelerator.prepare(head)
-        self.rankings = rankings
-        self.held_out = held_out
-        self.pad_id = pad_id
-        self.settings = settings
-        self.work = work
-        self.objective = Objective(settings, seed)
-        half = self.accelerator.mixed_precision != "no"
-        self.layout = choose_layout(self.head, rankings[0].answers, pad_id, settings.layout, half)
-        self.plan = plan.steps(len(rankings), settings.rankings_per_step, settings.epochs, seed)
-        self.optimizer, self.scheduler = make_optimizer(head, settings.optimizer, len(self.plan))
-        # where the files lie does not change the weights; what is in them does
-        chosen = settings.model_dump(mode="json", exclude={"backbone", "data"})
-        self.key = content_hash([chosen, seed, _digest(rankings), _digest(held_out)])
-        self.validation: dict[str, float] = {}
-        self.statistics: tuple[float, float] | None = None
+        self.rankings, self.held_out, self.pad_id, self.layout = rankings, held_out, pad_id, layout
+        self._budget, self._objective = micro_tokens, objective
+        self._normaliser, self._count = 1.0, 1
 
-    def run(self, progress: Progress) -> None:
-        """All steps that are not done yet."""
-        progress.start("training the reward model", len(self.plan))
-        done = self._resume()
-        progress.advance(done)
-        with (self.work / "log.jsonl").open("ab") as log:
-            for step in range(done + 1, len(self.plan) + 1):
-                row = self._step(step)
-                _write(log, row)
-                progress.advance(1, f"loss {row['loss']:.3f} · pairs {row['pair_accuracy']:.3f}")
-                if step % self.settings.checkpoint_steps == 0 or step == len(self.plan):
-                    self._evaluate()
-                    if self.validation:
-                        _write(log, {"step": step, "validation": self.validation})
-                    log.flush()
-                    os.fsync(log.fileno())
-                    self._save(step, log.tell())
-        progress.finish()
+    def begin(self, items: Sequence[int], step: int) -> None:
+        self._normaliser = self._objective.normaliser([self.rankings[i] for i in items])
+        self._count = len(items)
 
-    def _step(self, step: int) -> dict[str, Any]:
-        """One optimiser step; returns its line of the log."""
-        chosen = self.plan[step - 1]
-        whole = [self.rankings[i] for i in chosen]
-        lengths = [r.longest for r in self.rankings]
-        sizes = [len(r.answers) for r in self.rankings]
-        rate = self.scheduler.get_last_lr()[0]
-        micro = plan.micro_batches(chosen, lengths, self.settings.micro_tokens, sizes)
-        totals = dict.fromkeys(("loss", *LOGGED), 0.0)
-        for batch in micro:
-            outputs = self._outputs([self.rankings[i] for i in batch], step, self.objective.normaliser(whole))
-            loss = float(outputs.loss.detach())
-            if not math.isfinite(loss):
-                self._refuse(step, batch, f"The loss is {loss}")
-            self.accelerator.backward(outputs.loss)
-            totals["loss"] += loss
-            for name in LOGGED:
-                totals[name] += float(outputs.metrics[name]) * len(batch) / len(chosen)
-        try:
-            norm = apply_step(
-                self.accelerator, self.head.parameters(), self.optimizer, self.scheduler, self.settings.optimizer.max_grad_norm
-            )
-        except TrainingError as error:
-            self._refuse(step, chosen, error.what)
-        return {"step": step, **totals, "learning_rate": rate, "grad_norm": norm}
+    def loss(self, model: Any, items: Sequence[int], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        selected = [self._objective.select(self.rankings[i], step) for i in items]
+        scores_BK, _ = score_groups(model, [r.answers for r in selected], self.pad_id, self.layout)
+        targets = self._objective.targets(selected, step).to(scores_BK.device)
+        outputs = self._objective(scores_BK, targets, self._normaliser)
+        share = len(items) / self._count
+        return outputs.loss, {name: outputs.metrics[name] * share for name in self.metrics}
 
-    def _outputs(self, rankings: Sequence[EncodedRanking], step: int, normaliser: float) -> LossOutputs:
-        selected = [self.objective.select(ranking, step) for ranking in rankings]
-        scores_BK, _ = score_groups(self.head, [r.answers for r in selected], self.pad_id, self.layout)
-        return self.objective(scores_BK, self.objective.targets(selected, step).to(scores_BK.device), normaliser)
-
-    def _refuse(self, step: int, batch: Sequence[int], what: str) -> None:
-        """Say which prompts it happened on, and stop."""
-        path = self.work / "non_finite.json"
-        path.write_text(json.dumps({"step": step, "prompt_ids": [self.rankings[i].prompt_id for i in batch]}, indent=1))
-        raise TrainingError(
-            what, where=f"step {step}; its prompts are in {path}", cure="lower the learning rate; look at those prompts"
-        )
+    def one_pass(self, model: Any) -> torch.Tensor:
+        return score_groups(model, [self.rankings[0].answers[:1]], self.pad_id, self.layout)[0].sum()
 
     @torch.no_grad()
-    def _evaluate(self) -> None:
+    def evaluate(self, model: Any, engine: Engine) -> dict[str, float]:
         """Loss and metrics over all validation rankings; mean and standard deviation of their scores."""
-        if not self.held_out:
-            return
-        lengths, sizes = [r.longest for r in self.held_out], [len(r.answers) for r in self.held_out]
-        scored: list[torch.Tensor] = []
-        order: list[int] = []
-        for batch in plan.micro_batches(range(len(self.held_out)), lengths, self.settings.micro_tokens, sizes):
-            scored.append(score_groups(self.head, [self.held_out[i].answers for i in batch], self.pad_id, self.layout)[0])
-            order += batch
-        width = max(scores_BK.shape[1] for scores_BK in scored)
-        scores_BK = torch.cat([_widened(s, width) for s in scored])
-        whole = [self.held_out[i] for i in order]
-        targets = self.objective.targets(whole, 0).to(scores_BK.device)
-        outputs = self.objective(scores_BK, targets, self.objective.normaliser(whole))
-        self.validation = {"loss": float(outputs.loss), **{name: float(value) for name, value in outputs.metrics.items()}}
-        self.statistics = self.validation["score_mean"], self.validation["score_std"]
+        if not len(self.held_out):
+            return {}
+        sizes = self.held_out.sizes
+        scores_NK = torch.zeros(len(sizes), int(sizes.max()), device=engine.device)
+        for items in deal(range(len(sizes)), costs(self.held_out, self.layout), self._budget, engine.ranks)[engine.rank]:
+            if items:
+                found_BK, _ = score_groups(model, [self.held_out[i].answers for i in items], self.pad_id, self.layout)
+                scores_NK[torch.tensor(items, device=engine.device), : found_BK.shape[1]] = found_BK
+            engine.even_out(scores_NK, lambda: self.one_pass(model))
+        scores_NK = engine.total(scores_NK)  # each ranking was scored by one process, the others add 0
+        whole = list(self.held_out)
+        targets = self._objective.targets(whole, 0).to(scores_NK.device)
+        outputs = self._objective(scores_NK, targets, self._objective.normaliser(whole))
+        return {"loss": float(outputs.loss), **{name: float(value) for name, value in outputs.metrics.items()}}
 
-    # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _parts(self) -> tuple[dict[str, torch.nn.Module], dict[str, checkpoint.Stateful]]:
-        return {"head": self.accelerator.unwrap_model(self.head)}, {"optimizer": self.optimizer, "scheduler": self.scheduler}
-
-    def _save(self, step: int, log_bytes: int) -> None:
-        modules, states = self._parts()
-        extra = {"log_bytes": log_bytes, "validation": self.validation, "statistics": self.statistics}
-        checkpoint.save(self.work / "checkpoints", step, modules, states, extra, key=self.key)
-
-    def _resume(self) -> int:
-        """Steps done; the log is cut back to what it was then."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        newest = checkpoint.latest(self.work / "checkpoints")
-        step = 0
-        extra: dict[str, Any] = {"log_bytes": 0, "validation": {}, "statistics": None}
-        if newest is not None:
-            modules, states = self._parts()
-            step, extra = checkpoint.load(newest, modules, states, key=self.key)
-        with (self.work / "log.jsonl").open("ab") as log:
-            log.truncate(extra["log_bytes"])
-        self.validation = extra["validation"]
-        if extra["statistics"] is not None:
-            mean, std = extra["statistics"]
-            self.statistics = mean, std
-        return step
+    def name(self, item: int) -> str:
+        return self.rankings[item].prompt_id
 
 
-def _digest(rankings: Sequence[EncodedRanking]) -> str:
-    """SHA-256 of all token ids with their boundaries."""
-    digest = hashlib.sha256()
-    for ranking in rankings:
-        digest.update(np.array([len(a.ids) for a in ranking.answers]).tobytes() + b"|")
-        for answer in ranking.answers:
-            digest.update(np.array(answer.ids, dtype=np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _widened(values_BK: torch.Tensor, width: int) -> torch.Tensor:
-    """Zeros appended to `width` slots."""
-    return torch.nn.functional.pad(values_BK, (0, width - values_BK.shape[1]))
-
-
-def _write(log: BinaryIO, row: dict[str, Any]) -> None:
-    log.write(json.dumps(row).encode() + b"\n")
+def _save(
+    model: _Model, engine: Engine, chosen: Path | None, validation: dict[str, float], out: Path, work: Path, key: str
+) -> None:
+    """Write the artifact's files: the weights of the checkpoint `chosen`, or the present ones. All processes call it."""
+    spread = engine.kind in ("fsdp2", "deepspeed")
+    tensors = engine.tensors() if spread and chosen is None else {}
+    if engine.first:
+        if spread:
+            model = model.again()
+        if tensors:
+            TrainedWeights(model.head).fill(tensors)
+        if chosen is not None:
+            checkpoint.load_modules(chosen, {"weights": TrainedWeights(model.head)}, key=key)
+        model.head.to("cpu")
+        model.part.finish()
+        model.tokenizer.model_max_length = model.encoder.max_length  # so that others cut where training did
+        statistics = {"mean": validation["score_mean"], "std": validation["score_std"]} if validation else {}
+        out.mkdir(parents=True, exist_ok=True)
+        if model.part.saves_adapter:
+            model.part.save_adapter(out, model.backbone)
+            model.tokenizer.save_pretrained(out)
+            (out / STATISTICS_FILE).write_text(json.dumps(statistics, sort_keys=True) + "\n", encoding="utf-8")
+        else:
+            if statistics:
+                model.head.set_statistics(**statistics)
+            save_folder(out, model.head, model.tokenizer)
+        (out / "log.jsonl").write_bytes((work / "log.jsonl").read_bytes())
+    engine.wait()

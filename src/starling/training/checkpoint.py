@@ -6,6 +6,11 @@
 
 A checkpoint is filled in a hidden folder, synced and renamed, and only then are older ones removed: a kill at any moment
 leaves at least the previous one. One whose hashes do not fit is skipped with a warning and the one before it is used.
+
+With several processes every one calls `save`, because gathering sharded weights takes them all, and the first one writes: the
+files hold whole tensors, so neither the number of processes nor the way they shard matters to whoever reads them. That costs
+the first process memory for the whole state (12 bytes per trained weight with AdamW); the alternative, torch's sharded
+checkpoints, keeps its index in a pickle.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 from starling.errors import TrainingError
 
@@ -40,14 +45,29 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
+class Gathered(Protocol):
+    """Named tensors that may be spread over processes."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Whole tensors on the CPU by name. Every process calls it; what others than the first get is not used."""
+
+
+class Filled(Protocol):
+    """Something that takes over named tensors."""
+
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Raises ValueError when names or shapes differ."""
+
+
 def save(
     directory: Path,
     step: int,
-    modules: Mapping[str, torch.nn.Module],
+    modules: Mapping[str, torch.nn.Module | Gathered],
     states: Mapping[str, Stateful],
     extra: Mapping[str, Any],
     *,
     key: str = "",
+    write: bool = True,
 ) -> Path:
     """Write a checkpoint after `step` steps, atomically, and keep the newest two.
 
@@ -58,14 +78,23 @@ def save(
         states: optimisers and schedulers by name.
         extra: whatever else the loop needs; must survive JSON.
         key: what the checkpoint belongs to (settings, data); `load` refuses another.
+        write: False on the processes that only help to gather.
     """
+    final = directory / f"step-{step:08d}"
+    gathered = {name: part.tensors() for name, part in modules.items() if not isinstance(part, torch.nn.Module)}
+    state = {"states": {n: s.state_dict() for n, s in states.items()}, "random": _random_state()}
+    if not write:
+        return final
     directory.mkdir(parents=True, exist_ok=True)
     draft = directory / f".draft-{step:08d}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     for name, module in modules.items():
-        save_model(module, str(draft / f"{name}.safetensors"))
-    torch.save({"states": {n: s.state_dict() for n, s in states.items()}, "random": _random_state()}, draft / "state.pt")
+        if isinstance(module, torch.nn.Module):
+            save_model(module, str(draft / f"{name}.safetensors"))
+        else:
+            save_file(gathered[name], str(draft / f"{name}.safetensors"))
+    torch.save(state, draft / "state.pt")
     files = sorted(p.name for p in draft.iterdir())
     for name in files:
         _sync(draft / name)
@@ -80,7 +109,6 @@ def save(
     (draft / "meta.json").write_text(json.dumps(meta, sort_keys=True), encoding="utf-8")
     _sync(draft / "meta.json")
     _sync(draft)
-    final = directory / f"step-{step:08d}"
     if final.exists():  # a damaged one of the same step, reached again
         old = directory / f".old-{step:08d}"
         shutil.rmtree(old, ignore_errors=True)
@@ -94,51 +122,14 @@ def save(
 def latest(directory: Path) -> Path | None:
     """The newest checkpoint whose files are whole, None if there is none; damaged ones are named in a warning."""
     for path in reversed(_all(directory)):
-        problem = _problem(path)
-        if problem is None:
+        damage = problem(path)
+        if damage is None:
             return path
-        log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, problem)
+        log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, damage)
     return None
 
 
-def load(
-    path: Path, modules: Mapping[str, torch.nn.Module], states: Mapping[str, Stateful], *, key: str = ""
-) -> tuple[int, dict[str, Any]]:
-    """Fill modules, optimisers, schedulers and the random generators from a checkpoint; returns (step, extra).
-
-    Raises:
-        TrainingError: it belongs to other settings or its parts are not the ones asked for.
-    """
-    cure = "delete the folder of checkpoints to start this training anew"
-    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    if meta["key"] != key:
-        raise TrainingError("The checkpoint belongs to other settings or data", where=str(path), cure=cure)
-    if meta["modules"] != sorted(modules) or meta["states"] != sorted(states):
-        raise TrainingError(
-            f"The checkpoint holds {meta['modules']} and {meta['states']}, wanted {sorted(modules)} and {sorted(states)}",
-            where=str(path),
-            cure=cure,
-        )
-    saved = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    try:
-        for name, module in modules.items():
-            load_model(module, str(path / f"{name}.safetensors"), strict=True)
-        for name, state in states.items():
-            state.load_state_dict(saved["states"][name])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise TrainingError(f"The checkpoint does not fit the model: {str(error)[:300]}", where=str(path), cure=cure) from error
-    _set_random_state(saved["random"])
-    return int(meta["step"]), dict(meta["extra"])
-
-
-# ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _all(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*")) if directory.is_dir() else []
-
-
-def _problem(path: Path) -> str | None:
+def problem(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, None if nothing is."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
@@ -148,6 +139,77 @@ def _problem(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+_CURE = "delete the folder of checkpoints to start this training anew"
+
+
+def load(
+    path: Path, modules: Mapping[str, torch.nn.Module | Filled], states: Mapping[str, Stateful], *, key: str = ""
+) -> tuple[int, dict[str, Any]]:
+    """Fill modules, optimisers, schedulers and the random generators from a checkpoint; returns (step, extra).
+
+    Raises:
+        TrainingError: it belongs to other settings or its parts are not the ones asked for.
+    """
+    meta = _meta(path, key)
+    if meta["modules"] != sorted(modules) or meta["states"] != sorted(states):
+        raise TrainingError(
+            f"The checkpoint holds {meta['modules']} and {meta['states']}, wanted {sorted(modules)} and {sorted(states)}",
+            where=str(path),
+            cure=_CURE,
+        )
+    load_modules(path, modules, key=key)
+    load_states(path, states)
+    return int(meta["step"]), dict(meta["extra"])
+
+
+def load_modules(path: Path, modules: Mapping[str, torch.nn.Module | Filled], *, key: str = "") -> tuple[int, dict[str, Any]]:
+    """Only the weights of some modules, before they are spread over processes; returns (step, extra).
+
+    Raises:
+        TrainingError: the checkpoint belongs to other settings, or does not fit.
+    """
+    meta = _meta(path, key)
+    try:
+        for name, module in modules.items():
+            file = str(path / f"{name}.safetensors")
+            if isinstance(module, torch.nn.Module):
+                load_model(module, file, strict=True)
+            else:
+                module.fill(load_file(file))
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise TrainingError(f"The checkpoint does not fit the model: {str(error)[:300]}", where=str(path), cure=_CURE) from error
+    return int(meta["step"]), dict(meta["extra"])
+
+
+def load_states(path: Path, states: Mapping[str, Stateful]) -> None:
+    """Optimisers, schedulers and the random generators.
+
+    Raises:
+        TrainingError: a state does not fit.
+    """
+    saved = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        for name, state in states.items():
+            state.load_state_dict(saved["states"][name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(f"The checkpoint does not fit the model: {str(error)[:300]}", where=str(path), cure=_CURE) from error
+    _set_random_state(saved["random"])
+
+
+# ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _meta(path: Path, key: str) -> dict[str, Any]:
+    meta: dict[str, Any] = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    if meta["key"] != key:
+        raise TrainingError("The checkpoint belongs to other settings or data", where=str(path), cure=_CURE)
+    return meta
+
+
+def _all(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*")) if directory.is_dir() else []
 
 
 def _tidy(directory: Path) -> None:

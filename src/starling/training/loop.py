@@ -1,8 +1,7 @@
 """What a step of training is made of: accelerator, optimiser, schedule, clipping, determinism.
 
-accelerate places the model, casts and scales; the loop itself (plan, micro-batches, normaliser) is each stage's own few
-lines, because no trainer class fits K-wise rankings and policy rollouts alike. On a CPU everything is fp32: bf16 autocast
-is slower there. Source of the recipe: Starling's reward model (AdamW, 5 % warm-up, then constant).
+`engine` spreads a model over processes, `trainer` goes through the steps of a plan. On a CPU everything is fp32 by default:
+bf16 autocast is slower there. Source of the recipe: Starling's reward model (AdamW, 5 % warm-up, then constant).
 """
 
 from __future__ import annotations
@@ -11,14 +10,20 @@ import math
 import os
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from starling.config import OptimizerSection
 from starling.errors import TrainingError
+
+LONGEST_WAIT = timedelta(hours=6)
+"""One process may tokenise a large dataset while the others wait. A process that dies is noticed at once by the launcher."""
 
 MUON_ADAM_SHARE = 0.3
 """AdamW's rate beside Muon's (measured on the microworld: 0.02 and 0.006)."""
@@ -40,21 +45,33 @@ def set_determinism(seed: int, threads: int = 0) -> None:
         torch.set_num_threads(threads)
 
 
-def make_accelerator() -> Accelerator:
-    """One process; bf16 mixed precision on a GPU that has it, fp32 elsewhere.
+def make_accelerator(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Accelerator:
+    """The processes of this training and their devices, as torchrun or `accelerate launch` started them; one without.
 
-    Raises:
-        TrainingError: started with several processes, which the stages do not share work over yet.
+    Args:
+        precision: of forward passes; auto is bf16 on a GPU that has it, fp32 elsewhere (bf16 loses on a CPU).
     """
     cuda = torch.cuda.is_available()
-    accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda and torch.cuda.is_bf16_supported() else "no")
-    if accelerator.num_processes != 1:
-        raise TrainingError(
-            f"Training was started with {accelerator.num_processes} processes; it uses one",
-            where="WORLD_SIZE",
-            cure="start it without torchrun or accelerate launch",
-        )
-    return accelerator
+    bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+    AcceleratorState._reset_state()  # an earlier training of this process may have used another precision
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    backend = None if cuda else "gloo"  # torch may be built with MPI, which accelerate would prefer
+    processes = InitProcessGroupKwargs(backend=backend, timeout=LONGEST_WAIT) if "LOCAL_RANK" in os.environ else None
+    return Accelerator(
+        cpu=not cuda and not deepspeed,
+        mixed_precision="bf16" if bf16 else "no",
+        kwargs_handlers=[processes] if processes else None,
+    )
+
+
+def load_whole(accelerator: Accelerator) -> None:
+    """From now on transformers loads whole models on every process; else it would spread them at once under ZeRO-3, or leave
+    them empty on all processes but the first under accelerate's FSDP."""
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def schedule_factor(step: int, settings: OptimizerSection, total_steps: int) -> float:

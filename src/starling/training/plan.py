@@ -1,16 +1,26 @@
 """Which items are trained on in which step: a pure function of its arguments, so that resuming needs one integer.
 
+    Plan(costs, …)                                   step → ranks → micro-batches of whole items
     steps(n, per_step, epochs, seed)                 step → items
-    micro_batches(indices, lengths, budget_tokens)   one step → forward passes under a token budget
+    deal(indices, costs, budget, ranks)              one step → ranks → micro-batches
+    micro_batches(indices, lengths, budget_tokens)   one step of padded rows → forward passes, on one rank
 
-Micro-batches never change the result of a step (losses are normalised over the step); they only bound memory.
+Micro-batches and ranks never change the result of a step (losses are normalised over the step); they bound memory and share
+the work. Source: longest-processing-time-first scheduling (Graham 1969); token-budget batches as in fairseq and verl.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
+
+
+def count(n: int, per_step: int, epochs: int) -> int:
+    """Steps of a whole training, without making them."""
+    return epochs * -(-n // per_step)
 
 
 def steps(n: int, per_step: int, epochs: int, seed: int) -> list[tuple[int, ...]]:
@@ -54,3 +64,76 @@ def micro_batches(
     if batch:
         batches.append(tuple(batch))
     return batches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Step → ranks → micro-batches, e.g. Plan(costs=[7, 3, 5], per_step=2, epochs=1, seed=0, budget=8, ranks=2).
+
+    A pure function of its arguments: resuming needs the number of steps done, and every rank computes the whole of it.
+
+    Args:
+        costs: what each item costs in a forward pass, in tokens.
+        per_step: most items per step, over all ranks.
+        epochs: passes over the items.
+        seed: of their order; the order does not depend on costs, budget or ranks.
+        budget: most tokens in a micro-batch; a dearer item gets one of its own.
+        ranks: processes that share a step.
+    """
+
+    costs: npt.NDArray[np.int64]
+    per_step: int
+    epochs: int
+    seed: int
+    budget: int
+    ranks: int = 1
+    _steps: list[tuple[int, ...]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_steps", steps(len(self.costs), self.per_step, self.epochs, self.seed))
+
+    def __len__(self) -> int:
+        """Steps of the whole training."""
+        return len(self._steps)
+
+    def items(self, step: int) -> tuple[int, ...]:
+        """The items of step 1, 2, … in the order drawn."""
+        return self._steps[step - 1]
+
+    def batches(self, step: int) -> list[list[tuple[int, ...]]]:
+        """Per rank, the micro-batches of step 1, 2, …: as many on every rank, empty ones at the end where there is less to do."""
+        return deal(self.items(step), self.costs, self.budget, self.ranks)
+
+
+def deal(
+    indices: Sequence[int], costs: Sequence[int] | npt.NDArray[np.int64], budget: int, ranks: int
+) -> list[list[tuple[int, ...]]]:
+    """Share items out over ranks, and those of each rank over micro-batches of at most `budget` tokens.
+
+    The dearest item goes to the rank that has least so far (longest processing time first: at most 4/3 of the best split).
+    Within a rank the dearest come first, so that the k-th micro-batches of all ranks are alike and the largest comes first.
+    Every rank gets the same number of micro-batches, because with sharded weights each of them is a collective operation.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for i in sorted(indices, key=lambda i: (-int(costs[i]), i)):
+        rank = min(range(ranks), key=lambda r: (load[r], r))
+        shares[rank].append(i)
+        load[rank] += int(costs[i])
+    dealt = [_cut(share, costs, budget) for share in shares]
+    most = max(len(batches) for batches in dealt)
+    return [batches + [()] * (most - len(batches)) for batches in dealt]
+
+
+def _cut(share: Sequence[int], costs: Sequence[int] | npt.NDArray[np.int64], budget: int) -> list[tuple[int, ...]]:
+    """Neighbours together as long as they fit."""
+    batches: list[tuple[int, ...]] = []
+    batch: list[int] = []
+    used = 0
+    for i in share:
+        if batch and used + int(costs[i]) > budget:
+            batches.append(tuple(batch))
+            batch, used = [], 0
+        batch.append(i)
+        used += int(costs[i])
+    return [*batches, tuple(batch)] if batch else batches

@@ -1,0 +1,71 @@
+"""The command under torchrun: one process writes and talks, the others help; a stage for one process is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from starling.artifacts import open_artifact
+from starling.nectar import to_nectar
+from starling.records import RankedPrompt
+from tests.e2e.processes import MICRO, environment, starling
+
+pytestmark = pytest.mark.e2e
+
+SETTINGS = """
+[run]
+dir = "{folder}/run"
+threads = 1
+
+[reward]
+data = "{data}"
+backbone = "{backbone}"
+validation_fraction = 0.2
+rankings_per_step = 16
+max_length = 64
+eval_steps = 2
+optimizer = {{ learning_rate = 3e-3 }}
+"""
+
+
+def two(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command in two processes."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command = [sys.executable, *torchrun, "-m", "starling", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
+
+
+def test_two_processes_make_one_artifact(
+    tmp_path: Path, make_rankings: Callable[..., list[RankedPrompt]], backbone: Callable[..., Path]
+) -> None:
+    data = tmp_path / "rankings.jsonl"
+    data.write_text("".join(json.dumps(to_nectar(row)) + "\n" for row in make_rankings(40)), encoding="utf-8")
+    (tmp_path / "settings.toml").write_text(SETTINGS.format(folder=tmp_path, data=data, backbone=backbone("llama")))
+    done = two("train-reward", tmp_path / "settings.toml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes (ddp)" in done.stderr
+    assert done.stdout.count("reward") >= 1
+    assert done.stdout.count("run directory:") == 1  # one of the two talks
+    made = open_artifact(tmp_path / "run", "reward", verify=True)
+    assert made.metrics["rankings/train"] + made.metrics["rankings/validation"] == 40
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"reward", "config.json"}
+    alone = starling("train-reward", tmp_path / "settings.toml", "--set", f"run.dir={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr
+    same = open_artifact(tmp_path / "alone", "reward").metrics
+    assert same == pytest.approx(made.metrics, rel=1e-4, abs=1e-5)
+    again = two("train-reward", tmp_path / "settings.toml")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stderr.count("reward: done before") == 1
+
+
+def test_what_one_process_must_do_is_refused(tmp_path: Path) -> None:
+    refused = two("train-reward", MICRO, "--set", f"run.dir={tmp_path / 'run'}")
+    assert refused.returncode != 0
+    assert "2 processes were started, and the stage 'world' is to be done by one" in refused.stderr
+    assert "process 1: 2 processes" in refused.stderr
+    assert not (tmp_path / "run").exists()
