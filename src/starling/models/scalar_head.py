@@ -104,7 +104,8 @@ class ScalarHead(nn.Module):
     def _score(self, hidden_D: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden_D.device.type, enabled=False):
             weight = self.model.score.weight.float()
-            return nn.functional.linear(hidden_D.float(), weight, self.model.score.bias)[..., 0]
+            # a copy: FSDP2 hangs its backward hook on what forward returns, and warns that a view could lose it
+            return nn.functional.linear(hidden_D.float(), weight, self.model.score.bias)[..., 0].clone()
 
     # ── statistics kept with the model ───────────────────────────────────────────────────────────────────────────────
 
