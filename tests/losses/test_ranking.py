@@ -93,6 +93,12 @@ class TestLaws:
         assert scores_BK.grad is not None
         assert torch.isfinite(scores_BK.grad).all()
 
+    def test_half_precision_costs_no_digits(self, name: str) -> None:
+        scores_BK = torch.tensor([[1.0, 0.5, -0.25, 0.125]])  # exact in bfloat16
+        assert LOSSES[name](scores_BK.bfloat16()).loss.item() == pytest.approx(
+            LOSSES[name](scores_BK.double()).loss.item(), abs=1e-6
+        )
+
     def test_a_ranking_of_one_answer_contributes_nothing(self, name: str) -> None:
         present_BK = torch.tensor([[True, True], [True, False]])
         scores_BK = torch.tensor([[1.0, 0.0], [5.0, 9.0]])

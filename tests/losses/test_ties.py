@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import combinations, pairwise, permutations
 from typing import Any
 
@@ -161,6 +162,17 @@ class TestLawsOfTies:
         assert torch.isfinite(holed_BK.grad).all()  # type: ignore[arg-type]
         assert torch.all(holed_BK.grad[~of.present_BK] == 0)  # type: ignore[index]
         torch.testing.assert_close(holed_BK.grad.sum(1), torch.zeros(3, dtype=torch.float64))  # type: ignore[union-attr]
+
+
+def test_targets_move_whole() -> None:
+    of = targets(
+        (1, 2), weight_B=torch.ones(1), pair_weight_BKK=torch.full((1, 2, 2), 2.0), prefer_BKK=torch.full((1, 2, 2), 0.5)
+    )
+    there, back = of.to("meta"), of.to("cpu")
+    for field in fields(of):
+        assert getattr(there, field.name).device.type == "meta"
+        assert torch.equal(getattr(back, field.name), getattr(of, field.name))
+    assert targets((1, 2)).to("meta").prefer_BKK is None
 
 
 # ── Bradley–Terry ────────────────────────────────────────────────────────────────────────────────────────────────────
