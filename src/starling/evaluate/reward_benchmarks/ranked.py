@@ -9,8 +9,8 @@ Rankings whose answers are all equally good are left out and counted: any order 
 answers with the same function, their truth being a gold score or a rank.
 
 Trivial scorers beside it (docs of the data's origin: a scorer is worth something above them): those of `measures.TRIVIAL`, and
-`answering_model`, which gives each answer the mean rank that its model has in the *other* clusters. It knows who wrote an answer
-and reads nothing of it.
+`answering_model`, which gives each answer the mean rank that its model has in the *other* clusters, counted from the middle of
+each ranking. It knows who wrote an answer and reads nothing of it.
 
 File: the public schema of Nectar, ranks as whole numbers or floats, ties allowed; or the folder of an imported dataset.
 Broken rows are counted.
