@@ -120,9 +120,10 @@ class Pairs:
         return {name: np.array(column) for name, column in self._trivial.items()}
 
     def subsets(self) -> dict[str, NDArray[np.bool_]]:
-        """Which pairs are of each subset, by name."""
+        """Which pairs are of each subset, by name; subsets without a pair are absent."""
         subset_N = np.array(self._subset)
-        return {name: subset_N == number for name, number in sorted(self._subsets.items())}
+        found = {name: subset_N == number for name, number in sorted(self._subsets.items())}
+        return {name: where_N for name, where_N in found.items() if where_N.any()}
 
 
 def measure_pairs(scored: Iterable[Scored], resamples: int, seed: int) -> dict[str, Any]:
@@ -191,12 +192,14 @@ def against(value_N: Any, trivial: Mapping[str, Any], clusters: Any, resamples: 
     """
     means = {name: float(np.mean(values)) for name, values in trivial.items()}
     best = max(means, key=lambda name: means[name])
-    numbers = np.asarray(clusters).tolist()
-    gap = stats.paired_difference(value_N, trivial[best], numbers, resamples=resamples, seed=seed)
-    return {
-        "baselines": means,
-        "over_baseline": {"baseline": best, "difference": gap.mean, "ci": [gap.low, gap.high]},
-    }
+    if best == "chance" and len({*trivial[best]}) == 1:  # a constant: the interval is that of the value, with its width
+        low, high = (end - means[best] for end in share(value_N, clusters, resamples, seed)["ci"])
+    else:
+        numbers = np.asarray(clusters).tolist()
+        gap = stats.paired_difference(value_N, trivial[best], numbers, resamples=resamples, seed=seed)
+        low, high = gap.low, gap.high
+    difference = float(np.mean(value_N)) - means[best]
+    return {"baselines": means, "over_baseline": {"baseline": best, "difference": difference, "ci": [low, high]}}
 
 
 # ── shares ───────────────────────────────────────────────────────────────────────────────────────────────────────────
