@@ -47,6 +47,11 @@ TRIVIAL: Mapping[str, Callable[[str], float]] = {
 """Scorers that know nothing of the prompt; a reward model is worth something above the best of them."""
 
 
+def trivial_scores(item: Item) -> dict[str, list[float]]:
+    """What the scorers of TRIVIAL give the item's answers."""
+    return {name: [score(answer) for answer in item.answers] for name, score in TRIVIAL.items()}
+
+
 # ── pairs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -72,9 +77,9 @@ class Pairs:
 
         Args:
             only: no more than the pair of these two positions.
-            trivial: scores of the item's answers by trivial scorers besides those of TRIVIAL, the same ones for every item.
+            trivial: the answers' scores by trivial scorers, the same ones for every item; those of TRIVIAL when not given.
         """
-        values = {name: [score(answer) for answer in item.answers] for name, score in TRIVIAL.items()} | dict(trivial or {})
+        values = trivial_scores(item) if trivial is None else trivial
         truths = sorted(set(item.truth))
         level = [truths.index(t) for t in item.truth]
         length = [max(1, len(answer)) for answer in item.answers]
