@@ -50,6 +50,9 @@ from starling.stats import bootstrap_mean
 from starling.training import plan
 from starling.training.loop import apply_step, make_accelerator, make_optimizer, set_determinism
 
+PREDICTED = {"decoder": 0.25, "encoder": 0.15}
+"""Share of the tokens that pretraining predicts: 15 % masked ones as BERT; a quarter of the next tokens, because the layer over
+the vocabulary costs more than the rest of a model this small, and more texts teach more than more positions of one."""
 Scores = list[list[float]]
 """Per ranking one score per answer, in the order of the ranking: best first."""
 
@@ -189,6 +192,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-size", type=int, default=64, help="width of an attention head: few wide heads cost less on a CPU")
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--pretrain-steps", type=int, default=0, help="steps of language modelling on 64 training answers each")
+    parser.add_argument("--pretrain-optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--pretrain-rate", type=float, default=1e-3)
     parser.add_argument(
         "--bf16-products", action="store_true", help="matrix products of fp32 numbers in bf16 (AVX512-BF16: 2-4x)"
@@ -285,7 +289,15 @@ def pretrain(model: Any, tokenizer: Any, rows: Sequence[RankedPrompt], args: arg
     texts = [Encoded(row.ids[: args.max_length], 0) for row in full]  # the start of a text, not its end
     steps = plan.steps(len(texts), 64, 1, args.seed)[: args.pretrain_steps]
     optimizer, scheduler = make_optimizer(
-        model.parameters(), OptimizerSection(learning_rate=args.pretrain_rate, betas=(0.9, 0.98), schedule="cosine"), len(steps)
+        model,
+        OptimizerSection(
+            type=args.pretrain_optimizer,
+            learning_rate=args.pretrain_rate,
+            betas=(0.9, 0.98),
+            warmup_fraction=0.1,
+            schedule="cosine",
+        ),
+        len(steps),
     )
     accelerator, progress = make_accelerator(), RichProgress()
     progress.start("pretraining", len(steps))
@@ -302,20 +314,20 @@ def pretrain(model: Any, tokenizer: Any, rows: Sequence[RankedPrompt], args: arg
 
 
 def language_loss(model: Any, texts: Sequence[Encoded], tokenizer: Any, kind: str) -> torch.Tensor:
-    """Summed cross-entropy; the vocabulary layer runs on the positions that are predicted only."""
+    """Mean cross-entropy of the predicted positions, times all tokens; only those positions go through the vocabulary layer."""
     padded = pad_right(texts, tokenizer.pad_token_id)
+    wanted_BT = padded.mask_BT & (torch.rand(padded.ids_BT.shape) < PREDICTED[kind])
+    wanted_BT[0, 1] = True  # never empty
     if kind == "decoder":
         hidden_BTD = model.transformer(padded.ids_BT).last_hidden_state[:, :-1]
-        wanted_BT, target_BT = padded.mask_BT[:, 1:], padded.ids_BT[:, 1:]
+        wanted_BT, target_BT = wanted_BT[:, 1:], padded.ids_BT[:, 1:]
         head = model.lm_head
     else:
-        wanted_BT = padded.mask_BT & (torch.rand(padded.ids_BT.shape) < 0.15)
-        wanted_BT[0, 0] = True  # never empty
         target_BT = padded.ids_BT
         masked_BT = padded.ids_BT.masked_fill(wanted_BT, tokenizer.mask_token_id)
         hidden_BTD = model.bert(masked_BT, attention_mask=padded.mask_BT.long()).last_hidden_state
         head = model.cls
-    return torch.nn.functional.cross_entropy(head(hidden_BTD[wanted_BT]), target_BT[wanted_BT], reduction="sum")
+    return torch.nn.functional.cross_entropy(head(hidden_BTD[wanted_BT]), target_BT[wanted_BT]) * padded.mask_BT.sum()
 
 
 # ── evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────────
