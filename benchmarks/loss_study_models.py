@@ -150,8 +150,7 @@ def run_cells(folder: Path, options: argparse.Namespace, data_of: Callable[[int]
             path = folder / f"{cell.name}.json"
             path.with_suffix(".new").write_text(json.dumps(found) + "\n")
             path.with_suffix(".new").rename(path)
-            print(f"{folder.name} {cell.name}: validation {mean(found['validation']['pairs']):.4f}, "
-                  f"test {mean(found['test']['pairs']):.4f}, {found['cpu_seconds']:.0f} CPU-s", flush=True)  # fmt: skip
+            print(f"{cell.name}: test pairs {mean(found['test']['pairs']):.4f}, {found['cpu_seconds']:.0f} CPU-s", flush=True)
 
 
 def run_cell(cell: Cell, data: Data, options: argparse.Namespace, max_length: int) -> dict[str, Any]:
@@ -176,7 +175,8 @@ def run_cell(cell: Cell, data: Data, options: argparse.Namespace, max_length: in
         out = Path(temporary) / "out"
         train(rows, rows[:16], backbone=data.backbone, out=out, work=Path(temporary) / "work", settings=settings, seed=cell.seed)
         spent = time.process_time() - began
-        judged = {split: judge(out, groups) for split, groups in (("validation", data.validation), ("test", data.test))}
+        tuning = cell.seed in options.tuning_seeds
+        judged = {"validation": judge(out, data.validation) if tuning else {}, "test": judge(out, data.test)}
     read = (2 if cell.loss in READS_A_PAIR else K) * len(rows) * options.epochs
     return {**vars(cell), "rankings": len(rows), "answers_read": read, "cpu_seconds": spent, **judged}
 
@@ -344,8 +344,8 @@ def rows_of(folder: Path) -> list[Row]:
     found = {
         row: {c["seed"]: c for c in cells if (c["loss"], c["regime"], c["rate"]) == (*row, rate)} for row, rate in rates.items()
     }
-    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in found.values())))
-    order = [row for row in contenders(list(LOSSES)) if row in found]
+    seeds = sorted(found[("plackett_luce", "data")])
+    order = [row for row in contenders(list(LOSSES)) if set(seeds) <= set(found.get(row, ()))]
     return [Row(*row, rates[row], [found[row][seed] for seed in seeds]) for row in order]
 
 
