@@ -398,10 +398,10 @@ def test_a_run_directory_that_cannot_be_made_is_refused(settings: Callable[..., 
 # ── rows for training ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_rankings_with_ties_are_no_order_to_learn_from(
+def test_rankings_with_ties_reach_the_reward_model_as_they_are(
     settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The reward stage leaves them out by name; an evaluation keeps them."""
+    """Which of them teach anything is the loss's business; an evaluation keeps them too."""
     from starling import nectar
     from starling.records import Message, Prompt, RankedAnswer, RankedPrompt
 
@@ -423,6 +423,6 @@ def test_rankings_with_ties_are_no_order_to_learn_from(
     with new_artifact(tmp_path / "run", "reward", key="k", inputs={}, config={}) as draft, Endpoints(settings()) as endpoints:
         job = Job(config=settings(), stage="reward", key="k", draft=draft, endpoints=endpoints, progress=SILENT)
         pipeline._reward(job)
-        assert (draft.rows, draft.outcomes) == (2, {"tied": 2})
-    assert [[len(r.answers) for r in part] for part in seen] == [[3, 2], []]
-    assert [r.tied for r in pipeline._held_out_rankings(job, "test")] == [True]
+        assert (draft.rows, draft.outcomes) == (3, {})
+    assert [[[a.rank for a in r.answers] for r in part] for part in seen] == [[[1, 2, 3], [1, 1, 3], [1, 2]], [[1, 1]]]
+    assert [r.tied for r in pipeline._rankings(job, "test")] == [True]

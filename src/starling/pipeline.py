@@ -189,10 +189,7 @@ def _reward(job: Job) -> None:
         train_rows, validation_rows, outcomes = imported.load(settings.data, settings.validation_fraction)
         job.draft.outcomes.update(outcomes)
     else:
-        train_rows, tied = _dataset_rows(job, "train")
-        validation_rows, tied_held_out = _dataset_rows(job, "validation")
-        if tied + tied_held_out:
-            job.draft.outcomes["tied"] = tied + tied_held_out
+        train_rows, validation_rows = _rankings(job, "train"), _rankings(job, "validation")
     job.prepare_torch()
     metrics = train.train(
         train_rows,
@@ -206,16 +203,6 @@ def _reward(job: Job) -> None:
     )
     job.draft.rows = len(train_rows)
     job.draft.metrics.update(metrics)
-
-
-def _dataset_rows(job: Job, split: str) -> tuple[list[RankedPrompt], int]:
-    """The rows of a split whose answers are in a strict order, which is what the losses learn from, and how many are not."""
-    file = job.path("dataset") / f"{split}.parquet"
-    if not file.exists():
-        return [], 0
-    rows = nectar.NectarFile(file)
-    strict = [row for row in rows if not row.tied]
-    return strict, len(rows) - len(strict)
 
 
 def _policy(job: Job) -> None:
@@ -247,8 +234,8 @@ def _gold_of(asked: Sequence[Prompt], texts: Sequence[str], finished: Sequence[b
     return {"gold": sum(scores) / len(scores)}
 
 
-def _held_out_rankings(job: Job, split: str) -> list[RankedPrompt]:
-    """The rows of a split with their ties: equal ranks are equal truth."""
+def _rankings(job: Job, split: str) -> list[RankedPrompt]:
+    """The dataset's rows of a split, with their ties."""
     file = job.path("dataset") / f"{split}.parquet"
     return list(nectar.NectarFile(file)) if file.exists() else []
 
@@ -273,7 +260,7 @@ def _evaluate(job: Job) -> None:
         progress=job.progress,
         out=job.draft.path,
         sampling=config.policy.sampling,
-        rankings=() if config.reward.data is not None else _held_out_rankings(job, config.evaluate.split),
+        rankings=() if config.reward.data is not None else _rankings(job, config.evaluate.split),
         batch=config.policy.sample_batch,
         budget_tokens=config.reward.micro_tokens,
     )

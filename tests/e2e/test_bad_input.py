@@ -139,7 +139,7 @@ CASES: dict[str, Case] = {
     "half-written parquet": (lambda p: p.prompts(parquet(p, "half.parquet", 0.5)), 1, "half written", "half.parquet"),
     "broken gzip": (lambda p: p.prompts(p.file("a.jsonl.gz", gzip.compress(GOOD * 999)[:-9])), 1, "damaged", "a.jsonl.gz"),
     # rankings of others
-    "ranks are no permutation": (lambda p: p.taken(ranking([1, 1, 2])), 1, "tied", "a.jsonl"),
+    "ranks are all the same": (lambda p: p.taken(ranking([1, 1, 1])), 1, "tied", "a.jsonl"),
     "one answer": (lambda p: p.taken(ranking([1])), 1, "answer", "a.jsonl"),
     "rank NaN": (lambda p: p.taken(ranking([1, float("nan")])), 1, "rank", "a.jsonl"),
     "import nothing": (lambda p: ["import", "nectar", p.file("a.jsonl", ""), "--out", p.folder / "in"], 1, "no rows", "a.jsonl"),

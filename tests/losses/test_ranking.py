@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from starling.losses.ranking import LOSSES, bradley_terry, plackett_luce
+from starling.losses.ranking import LOSSES, bradley_terry, plackett_luce, strict_order
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -64,7 +64,7 @@ class TestLaws:
         padded_BK[:, :4] = scores_BK
         padded_BK[~present_BK] = torch.nan
         padded_BK.requires_grad_()
-        padded = LOSSES[name](padded_BK, present_BK)
+        padded = LOSSES[name](padded_BK, strict_order(present_BK))
         alone = [LOSSES[name](scores_BK[i : i + 1, :n]) for i, n in enumerate(lengths)]
         assert padded.loss.item() == pytest.approx(sum(o.loss.item() for o in alone) / 3, abs=1e-12)
         for metric in ("pair_accuracy", "adjacent_accuracy", "top1", "margin"):
@@ -77,7 +77,7 @@ class TestLaws:
     def test_gradient_by_finite_differences(self, name: str) -> None:
         scores_BK = scores(3, 5).requires_grad_()
         present_BK = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 2 + [False] * 3])
-        assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, present_BK).loss, (scores_BK,))
+        assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, strict_order(present_BK)).loss, (scores_BK,))
 
     def test_micro_batches_add_up(self, name: str) -> None:
         scores_BK = scores(7, 4)
@@ -96,7 +96,7 @@ class TestLaws:
     def test_a_ranking_of_one_answer_contributes_nothing(self, name: str) -> None:
         present_BK = torch.tensor([[True, True], [True, False]])
         scores_BK = torch.tensor([[1.0, 0.0], [5.0, 9.0]])
-        assert LOSSES[name](scores_BK, present_BK).loss.item() == pytest.approx(0.3132617, abs=1e-6)
+        assert LOSSES[name](scores_BK, strict_order(present_BK)).loss.item() == pytest.approx(0.3132617, abs=1e-6)
 
 
 def test_metrics_by_hand() -> None:

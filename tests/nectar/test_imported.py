@@ -56,16 +56,19 @@ def write(path: Path, *rows: Any) -> Path:
         ([2.0, 1.0], [1, 0], {"answers_sorted": 1}),
         ([1, 2.0, 5], [0, 1, 2], {"ranks_renumbered": 1}),
         ([0, 1, 2], [0, 1, 2], {"ranks_renumbered": 1}),
+        ([1, 2, 2.0], [0, 1, 2], {}),
+        ([2, 1, 2], [1, 0, 2], {"answers_sorted": 1}),
+        ([0, 0, 1], [0, 1, 2], {"ranks_renumbered": 1}),
         ([30, -1.5, 7], [1, 2, 0], {"answers_sorted": 1, "ranks_renumbered": 1}),
         (list(range(1, 21)), list(range(20)), {}),
     ],
 )
-def test_strict_ranks_are_imported_best_first(
+def test_ranks_are_imported_best_first(
     tmp_path: Path, ranks: list[float], best_first: list[int], changed: dict[str, int]
 ) -> None:
     rows, report = import_nectar(write(tmp_path / "a.jsonl", plain(ranks)))
     assert [a.answer for a in rows[0].answers] == [f"text {i}" for i in best_first]
-    assert [a.rank for a in rows[0].answers] == [float(i) for i in range(1, len(ranks) + 1)]
+    assert [a.rank for a in rows[0].answers] == sorted(1.0 + sum(other < rank for other in ranks) for rank in ranks)
     assert (report.read, report.rejected, report.changed) == (1, (), changed)
     assert rows[0].lineage == {"imported": "a.jsonl", "row": "1"}
 
@@ -82,7 +85,7 @@ def answers_changed(**fields: Any) -> dict[str, Any]:
 
 BAD_ROWS = [
     ("tied", plain([1, 1])),
-    ("tied", plain([1, 2, 2.0])),
+    ("tied", plain([3, 3, 3.0])),
     ("rank_missing", plain([1, None])),
     ("rank_missing", {**plain([1]), "answers": [{"answer": "a", "model": "m", "rank": 1}, {"answer": "b", "model": "m"}]}),
     ("rank_not_finite", plain([1, math.nan])),

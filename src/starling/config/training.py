@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from starling.config.base import Section
 from starling.records import Sampling
@@ -30,6 +30,51 @@ class OptimizerSection(Section):
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient norm is clipped here.")
 
 
+class PlackettLuce(Section):
+    """K-wise maximum likelihood, arXiv 2301.11270: choose the best, then the best of the rest, and so on."""
+
+    type: Literal["plackett_luce"]
+    ties: Literal["efron", "breslow", "strict"] = Field(
+        default="efron",
+        description="Tied answers (as in Cox regression): efron, breslow, or strict, where they say nothing about each other.",
+    )
+    top_k: int | None = Field(default=None, gt=0, description="Only the first k choices count; all if not set (Starling).")
+    weights: Literal["none", "confidence"] = Field(
+        default="none",
+        description="confidence: a ranking counts by its judge's mean agreement over pairs, 2c - 1 (Starling: none).",
+    )
+    zero_sum: float = Field(
+        default=0.0, ge=0, description="Penalty on the squared sum of a ranking's scores (Starling's code: 0)."
+    )
+
+
+class BradleyTerry(Section):
+    """Logistic loss over pairs of a ranking (InstructGPT, arXiv 2203.02155, takes all of them together)."""
+
+    type: Literal["bradley_terry"]
+    pairs: Literal["all", "adjacent", "best_vs_worst", "random"] = Field(
+        default="all", description="Which pairs; best_vs_worst and random run two answers of a ranking through the model."
+    )
+    tied_pairs: bool = Field(default=False, description="With all pairs: tied answers are pairs too, each as likely to win.")
+    soft_labels: bool = Field(
+        default=False, description="The label is the share of the judge's verdicts that agree, where it is known."
+    )
+    margin: float = Field(default=0.0, ge=0, description="Score difference asked of every pair before its label.")
+    margin_per_rank: float = Field(default=0.0, ge=0, description="More of it for every rank between the two.")
+    weights: Literal["none", "confidence"] = Field(
+        default="none", description="confidence: a pair counts by its judge's agreement, 2c - 1, where it is known."
+    )
+    zero_sum: float = Field(default=0.0, ge=0, description="Penalty on the squared sum of a ranking's scores.")
+
+
+def _named(value: object) -> object:
+    """`loss = "plackett_luce"` stands for the section with that type."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+RankingLoss = Annotated[PlackettLuce | BradleyTerry, Field(discriminator="type"), BeforeValidator(_named)]
+
+
 class RewardSection(Section):
     backbone: str = Field(
         default="microworld:base", description="transformers folder (decoder or encoder) to start from, or microworld:base."
@@ -37,8 +82,8 @@ class RewardSection(Section):
     data: Path | None = Field(
         default=None, description="A Nectar-schema file or imported folder to train on instead of the run's own dataset stage."
     )
-    loss: Literal["plackett_luce", "bradley_terry"] = Field(
-        default="plackett_luce", description="K-wise loss (Starling) or all pairs."
+    loss: RankingLoss = Field(
+        default=PlackettLuce(type="plackett_luce"), description="K-wise loss (Starling) or pairs; a name or a section."
     )
     optimizer: OptimizerSection = Field(default=OptimizerSection(learning_rate=1e-5), description="Starling 7B: 1e-5.")
     epochs: int = Field(default=1, gt=0, description="Passes over the rankings (Starling: 1).")

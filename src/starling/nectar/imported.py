@@ -20,7 +20,7 @@ from starling.rows import read_rows
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that was not imported, e.g. Rejected(row=12, reason="tied", detail="ranks [1.0, 1.0, 3.0]")."""
+    """A row that was not imported, e.g. Rejected(row=12, reason="tied", detail="ranks [1.0, 1.0, 1.0]")."""
 
     row: int
     reason: str
@@ -169,19 +169,19 @@ def _import_answers(value: Any) -> tuple[tuple[RankedAnswer, ...], list[str]]:
     if any(not isinstance(a.get("model"), str | None) for a in value):
         raise _Refused("model_not_text")
     ranks = [_import_rank(a.get("rank")) for a in value]
-    if len(set(ranks)) != len(ranks):
+    if len(set(ranks)) == 1:
         raise _Refused("tied", f"ranks {ranks}"[:120])
     changes: list[str] = []
     best_first = sorted(range(len(ranks)), key=ranks.__getitem__)
     if best_first != list(range(len(ranks))):
         changes.append("answers_sorted")
-    if [ranks[i] for i in best_first] != [float(i) for i in range(1, len(ranks) + 1)]:
+    places = [1.0 + sum(other < rank for other in ranks) for rank in ranks]  # competition ranks: 1, 2, 2, 4
+    if ranks != places:
         changes.append("ranks_renumbered")
     if any(a.get("model") is None for a in value):
         changes.append("model_unknown")
     answers = tuple(
-        RankedAnswer(answer=value[i]["answer"], model=value[i].get("model") or "unknown", rank=float(rank))
-        for rank, i in enumerate(best_first, start=1)
+        RankedAnswer(answer=value[i]["answer"], model=value[i].get("model") or "unknown", rank=places[i]) for i in best_first
     )
     return answers, changes
 

@@ -87,6 +87,9 @@ def train(
     counts: Counter[str] = Counter()
     rankings = encode_rankings(rows_train, encoder, settings, counts)
     held_out = encode_rankings(rows_validation, encoder, settings, Counter())
+    objective = Objective(settings, seed)
+    uninformative = sum(not objective.informative(r) for r in rankings)
+    rankings = [r for r in rankings if objective.informative(r)]
     if not rankings:
         raise InputError(
             f"No ranking is left to train on ({len(rows_train)} given, {dict(counts)})",
@@ -102,6 +105,7 @@ def train(
     (out / "log.jsonl").write_bytes((work / "log.jsonl").read_bytes())
     return {
         "rankings/train": float(len(rankings)),
+        "rankings/uninformative": float(uninformative),
         "rankings/validation": float(len(held_out)),
         "max_length": float(max_length),
         "steps": float(len(trainer.plan)),
