@@ -89,7 +89,7 @@ def add_commands(commands: Any) -> None:
     nectar = commands.add_parser("nectar", help="(c) real rankings, encoder and decoder")
     nectar.add_argument("data", type=Path)
     nectar.add_argument("--kinds", nargs="+", choices=("encoder", "decoder"), default=["encoder", "decoder"])
-    nectar.add_argument("--backbones", type=Path, required=True, help="folder of encoder/ and decoder/; made there if missing")
+    nectar.add_argument("--backbones", type=Path, help="folder of encoder/ and decoder/, made there if missing; OUT/backbones")
     nectar.add_argument("--rankings", type=int, default=320)
     nectar.add_argument("--epochs", type=int, default=1)
     nectar.add_argument("--per-instruction", type=int, default=2, help="test and validation rankings judged per instruction")
@@ -283,7 +283,7 @@ def run_nectar(options: argparse.Namespace) -> None:
 
     held_out = {split: groups(splits[split]) for split in ("validation", "test")}
     for kind in options.kinds:
-        backbone = options.backbones / kind
+        backbone = (options.backbones or options.out / "backbones") / kind
         nectar_like.build_backbone(argparse.Namespace(**{**vars(options), "kind": kind}), splits["train"], backbone)
 
         def data_of(seed: int, backbone: Path = backbone) -> Data:
