@@ -8,14 +8,18 @@ Rewards are linear, r = x·θ, answers are drawn as x ~ N(0, I), and a ranking i
 
 θ is fitted with the project's own losses (losses/ranking.py) by Newton's method, many simulations side by side. Under the first
 law, theory (arXiv 2301.11270, section 3) says that the maximum likelihood and the split into all pairs both find θ, and that
-the split has the larger variance. How much larger is predicted here by the sandwich H⁻¹ G H⁻¹ / n (H mean Hessian, G mean outer
-product of the gradients of single rankings), estimated at the true θ from fresh rankings. A random pair is a pair like all
-pairs. Neighbours, and best against worst, are pairs picked by their outcome: they do not follow Bradley–Terry with θ, their
-losses end at another θ, and the sandwich does not apply to them.
+the split has the larger variance. A random pair is a pair like all pairs. Neighbours, and best against worst, are pairs picked
+by their outcome: they do not follow Bradley–Terry with θ, and neither does anything under the other laws. Their losses end at
+another θ*, which for these x lies on the ray of θ (turning x around θ changes nothing): the direction is found all the same.
 
-Errors: of θ, squared, under plackett_luce; and of its direction, 1 − cos(θ̂, θ), under every law: what orders answers, whatever
-the scale. Each is divided by Plackett–Luce's on the same simulations; intervals are bootstraps over simulations. At equal compute
-a loss that reads 2 of K answers gets K/2 times the rankings.
+What theory predicts is worked out for every law and loss from fresh rankings: θ* minimises the mean loss, θ̂ − θ* has the
+covariance V/n, V = H⁻¹ G H⁻¹ the sandwich at θ* (H mean Hessian, G mean outer product of the gradients of single rankings).
+
+    squared      E |θ̂ − θ|²          ≈ |θ* − θ|² + tr V / n
+    direction    E 1 − cos(θ̂, θ)     ≈ tr PV / (2 n |θ*|²), P projecting out θ: what orders answers, whatever the scale
+
+Each is divided by Plackett–Luce's on the same simulations; intervals are bootstraps over simulations. At equal compute a loss
+that reads 2 of K answers gets K/2 times the rankings.
 """
 
 from __future__ import annotations
@@ -46,7 +50,6 @@ class Loss:
     name: str
     of: Callable[..., Any]
     reads_a_pair: bool = False
-    consistent: bool = True
 
 
 def adjacent(scores_BK: Tensor, **how: Any) -> Any:
@@ -57,8 +60,8 @@ def adjacent(scores_BK: Tensor, **how: Any) -> Any:
 LOSSES = (
     Loss("Plackett–Luce", plackett_luce),
     Loss("all pairs", bradley_terry),
-    Loss("adjacent pairs", adjacent, consistent=False),
-    Loss("best vs worst", bradley_terry, reads_a_pair=True, consistent=False),
+    Loss("adjacent pairs", adjacent),
+    Loss("best vs worst", bradley_terry, reads_a_pair=True),
     Loss("random pair", bradley_terry, reads_a_pair=True),
 )
 
@@ -68,8 +71,8 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("simulate", help="(a) simulated rankings")
     parser.add_argument("--ks", type=int, nargs="+", default=[2, 3, 5, 7, 9])
     parser.add_argument("--rankings", type=int, default=400, help="per simulation")
-    parser.add_argument("--simulations", type=int, default=400)
-    parser.add_argument("--theory", type=int, default=100_000, help="rankings behind the predicted variances")
+    parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--theory", type=int, default=40_000, help="rankings behind the predictions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.set_defaults(run=run)
@@ -89,7 +92,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def rankings(law: str, n: int, k: int, generator: torch.Generator) -> Tensor:
-    """x_NKD of n rankings, best answer first. Sorting r + Gumbel noise draws from Plackett–Luce."""
+    """x_NKD of n rankings, best answer first."""
+    return seen_rankings(law, n, k, generator)[0]
+
+
+def seen_rankings(law: str, n: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same with seen_NK, the reward and noise that were sorted. Sorting r + Gumbel noise draws from Plackett–Luce."""
     x_NKD = torch.randn(n, k, len(TRUTH), dtype=torch.float64, generator=generator)
     reward_NK = x_NKD @ TRUTH
     if law == "thurstone":
@@ -100,8 +108,8 @@ def rankings(law: str, n: int, k: int, generator: torch.Generator) -> Tensor:
     if law == "random_20":
         lost_N = torch.rand(n, generator=generator) < 0.2
         seen_NK = torch.where(lost_N[:, None], noise_NK, seen_NK)
-    order_NK = seen_NK.argsort(1, descending=True)
-    return x_NKD.gather(1, order_NK[:, :, None].expand_as(x_NKD))
+    seen_NK, order_NK = seen_NK.sort(1, descending=True)
+    return x_NKD.gather(1, order_NK[:, :, None].expand_as(x_NKD)), seen_NK
 
 
 def read_by(loss: Loss, x_NKD: Tensor, generator: torch.Generator) -> Tensor:
@@ -142,40 +150,46 @@ def derivatives(loss: Loss, x_SNKD: Tensor, at_SD: Tensor) -> tuple[Tensor, Tens
     return gradient_SD.detach(), torch.stack(rows, 1)
 
 
-def sandwich(loss: Loss, x_NKD: Tensor) -> float:
-    """Trace of H⁻¹ G H⁻¹ at the true θ: n times the asymptotic squared error of θ from n rankings."""
-    one_each_N1KD = x_NKD[:, None]
-    gradient_ND, hessian_NDD = derivatives(loss, one_each_N1KD, TRUTH.expand(len(x_NKD), -1))
+def predicted(loss: Loss, x_NKD: Tensor, n: int) -> dict[str, float]:
+    """The errors that n rankings should lead to, by both measures, and how long θ* is beside θ; see the head of this file."""
+    star_D = fit(loss, x_NKD[None])[0]
+    gradient_ND, hessian_NDD = derivatives(loss, x_NKD[:, None], star_D.expand(len(x_NKD), -1))
     inverse_DD = torch.linalg.inv(hessian_NDD.mean(0))
-    outer_DD = gradient_ND.T @ gradient_ND / len(gradient_ND)
-    return float((inverse_DD @ outer_DD @ inverse_DD).trace())
+    variance_DD = inverse_DD @ (gradient_ND.T @ gradient_ND / len(gradient_ND)) @ inverse_DD
+    unit_D = TRUTH / TRUTH.norm()
+    across = float(variance_DD.trace() - unit_D @ variance_DD @ unit_D)
+    return {
+        "squared": float(((star_D - TRUTH) ** 2).sum() + variance_DD.trace() / n),
+        "direction": across / (2 * n * float(star_D @ star_D)),
+        "scale": float(star_D @ unit_D / TRUTH.norm()),
+    }
 
 
 def one_cell(law: str, k: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every loss at one law and K, at equal data, and at equal compute where that differs."""
     seed = args.seed * 1000 + LAWS.index(law) * 100 + k
     generator = torch.Generator().manual_seed(seed)
-    fresh = rankings(law, args.theory, k, generator) if law == "plackett_luce" else None
+    fresh = rankings(law, args.theory, k, generator)
     most = max(args.rankings, round(args.rankings * k / 2))
     x_SNKD = rankings(law, args.simulations * most, k, generator).reshape(args.simulations, most, k, -1)
     fits: dict[tuple[str, str], Tensor] = {}
     rows: list[dict[str, Any]] = []
     for loss in LOSSES:
-        trace = sandwich(loss, read_by(loss, fresh, generator)) if fresh is not None and loss.consistent else None
         for regime in ("data", "compute") if loss.reads_a_pair and k > 2 else ("data",):
             n = args.rankings if regime == "data" else most
             flat = x_SNKD[:, :n].reshape(args.simulations * n, k, -1)
             read = read_by(loss, flat, generator)
             theta_SD = fits[loss.name, regime] = fit(loss, read.reshape(args.simulations, n, *read.shape[1:]))
-            scale = float((theta_SD @ TRUTH).mean() / TRUTH.dot(TRUTH))
-            rows.append({"law": law, "k": k, "loss": loss.name, "regime": regime, "n": n, "scale": scale, "trace": trace})
+            row = {"law": law, "k": k, "loss": loss.name, "regime": regime, "n": n}
+            row["scale"] = float((theta_SD @ TRUTH).mean() / TRUTH.dot(TRUTH))
+            row["predicted"] = predicted(loss, read_by(loss, fresh, generator), n)
+            rows.append(row)
     for row in rows:
-        if row["trace"] is not None:
-            row["predicted"] = row["trace"] / rows[0]["trace"] * args.rankings / row["n"]
         for measure in ("squared", "direction"):
             if (law, measure) in BLOCKS:
                 ours, base = (error(measure, fits[key]) for key in ((row["loss"], row["regime"]), ("Plackett–Luce", "data")))
-                row[measure] = ratio(ours, base, seed)
+                theory = row["predicted"][measure] / rows[0]["predicted"][measure]
+                row[measure] = ratio(ours, base, seed) | {"theory": theory}
     return rows
 
 
@@ -198,15 +212,20 @@ def ratio(errors_S: Tensor, base_S: Tensor, seed: int) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: error over Plackett–Luce's, [95 %], what theory says; for losses that find another θ, its length instead."""
+    """Markdown: error over Plackett–Luce's [95 %] (theory); at the end how long the θ is that each finds."""
     ks = sorted({row["k"] for row in rows})
     lines = ["| law, error | loss | equal | " + " | ".join(f"K = {k}" for k in ks) + " |", "|---" * (3 + len(ks)) + "|"]
     for law, measure in BLOCKS:
-        for name, regime in kinds(rows):
+        for name, regime in kinds(rows)[1:]:
             found = {r["k"]: r for r in rows if (r["law"], r["loss"], r["regime"]) == (law, name, regime)}
             lines.append(
                 f"| {law}, {measure} | {name} | {regime} | " + " | ".join(cell(found.get(k), measure) for k in ks) + " |"
             )
+    for name, regime in kinds(rows):
+        if regime == "data":
+            found = {r["k"]: r for r in rows if (r["law"], r["loss"], r["regime"]) == (LAWS[0], name, regime)}
+            said = [f"{found[k]['scale']:.2f} ({found[k]['predicted']['scale']:.2f})" for k in ks]
+            lines.append(f"| {LAWS[0]}, length of θ | {name} | data | " + " | ".join(said) + " |")
     return "\n".join(lines)
 
 
@@ -216,12 +235,7 @@ def kinds(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def cell(row: dict[str, Any] | None, measure: str) -> str:
-    if row is None:
-        return ""
-    said = "{ratio:.2f} [{ci[0]:.2f}, {ci[1]:.2f}]".format_map(row[measure])
-    if measure == "direction":
-        return said
-    return said + (f", theory {row['predicted']:.2f}" if "predicted" in row else f", ends at {row['scale']:.2f} θ")
+    return "" if row is None else "{ratio:.2f} [{ci[0]:.2f}, {ci[1]:.2f}] ({theory:.2f})".format_map(row[measure])
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -253,9 +267,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 color=f"C{i}",
                 label=label,
             )
-            known = [(r["k"], r["predicted"]) for r in found if measure == "squared" and "predicted" in r]
-            if known:
-                axis.plot(*zip(*known, strict=True), "x", color=f"C{i}", ms=8)
+            axis.plot(ks, [r[measure]["theory"] for r in found], "x", color=f"C{i}", ms=8)
         axis.set(title=f"{law.replace('_', ' ')}: error of θ, {measure}", xlabel="K", yscale="log", ylim=(0.5, 30))
         axis.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
         axis.grid(alpha=0.3)

@@ -36,7 +36,11 @@ SETTINGS: dict[str, Any] = {
     "prompts": {"sources": [{"type": "microworld"}], "train": 700, "validation_fraction": 0.1},
     "responses": {"models": list(FLAWED)},
     "ranking": {"judge": "judge", "retries": 1},
-    "reward": {"loss": "plackett_luce", "epochs": 2, "optimizer": {"learning_rate": 0.001, "betas": [0.9, 0.999]}},
+    "reward": {
+        "loss": {"type": "bradley_terry", "pairs": "all"},
+        "epochs": 2,
+        "optimizer": {"learning_rate": 0.001, "betas": [0.9, 0.999]},
+    },
     "policy": {"algorithm": {"type": "apa", "lam": 1.0}, "iterations": 24, "kl": 0.1},
     "evaluate": {"split": "test", "samples": 3},
     "publish": {"license": "apache-2.0", "judge_terms": "None: the judge is a program."},
@@ -46,6 +50,7 @@ SETTINGS: dict[str, Any] = {
 CHOSEN: dict[str, dict[str, Any]] = {
     "responses": {"responses": SETTINGS["responses"], "pool": dict.fromkeys(FLAWED, SETTINGS["models"]["base"])},
     "ranking": {"ranking": SETTINGS["ranking"], "judge": {"judge": SETTINGS["models"]["judge"]}},
+    "reward": {"reward": SETTINGS["reward"]},
 }
 """What the stages' manifests say about the settings they read."""
 

@@ -51,6 +51,7 @@ def test_front_matter_is_what_the_hub_reads(out: Path, name: str) -> None:
     data = kind.load(out / name / "README.md").data.to_dict()
     assert data["license"] == "apache-2.0"
     assert "starling" in data["tags"]
+    assert ("bradley-terry" in data["tags"]) == (name == "reward-model")
     if name == "dataset":
         assert data["size_categories"] == ["n<1K"]
         assert {f["split"] for f in data["configs"][0]["data_files"]} == {"train", "validation"}

@@ -84,6 +84,10 @@ def test_it_needs_nothing_from_outside_and_is_well_formed(html: str) -> None:
     assert "@import" not in html
 
 
+def test_it_names_the_loss(html: str) -> None:
+    assert 'loss <span class="mono">bradley_terry</span>' in html
+
+
 def test_every_part_is_there(html: str) -> None:
     for part in ("evaluation", "judge", "reward", "policy", "conversations", "lineage", "settings"):
         assert f'<section id="{part}">' in html

@@ -39,7 +39,7 @@ def explain(problems: Sequence[ErrorDetails], tree: Mapping[str, Any], schema: S
     inner = [p["loc"] for p in problems]
     problems = [p for p in problems if p["type"] != "too_short" or sum(loc[: len(p["loc"])] == p["loc"] for loc in inner) == 1]
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    location = _without_tags(first["loc"], tree)
+    location = _without_tags(first["loc"], tree, schema)
     if location and isinstance(location[-1], int) and isinstance(_raw_at(location[:-1], tree), str):
         location = location[:-1]  # one text in place of a list
     dotted = ".".join(str(part) for part in location)
@@ -95,7 +95,7 @@ def _nearest_key(location: Location, tree: Mapping[str, Any], schema: Schema) ->
     for key in _all_keys(schema, schema):
         parts = key.split(".")
         if parts == [str(part) for part in location]:
-            return f": it does not go with type '{_raw_at(parent, tree).get('type')}'" + nearest(name, siblings)
+            return f": it does not go with type '{_type_at(parent, tree, schema)}'" + nearest(name, siblings)
         shared = next((i for i, (a, b) in enumerate(zip(parts, location, strict=False)) if a != b), len(parent))
         score = difflib.SequenceMatcher(None, name, parts[-1]).ratio() + 0.05 * shared
         if score > best_score:
@@ -146,7 +146,7 @@ def _resolve(node: Schema, schema: Schema, raw: Any) -> Schema:
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
         elif "discriminator" in node:
-            chosen = node["discriminator"]["mapping"].get(raw.get("type") if isinstance(raw, Mapping) else None)
+            chosen = node["discriminator"]["mapping"].get(_tag(node, raw))
             node = {"$ref": chosen} if chosen else {}
         elif "anyOf" in node:
             node = next((branch for branch in node["anyOf"] if branch.get("type") != "null"), {})
@@ -154,6 +154,17 @@ def _resolve(node: Schema, schema: Schema, raw: Any) -> Schema:
             node = node["allOf"][0]
         else:
             return node
+
+
+def _tag(node: Schema, raw: Any) -> Any:
+    """The type of what the user wrote in place of a tagged union; a part without one has that of the default."""
+    if not isinstance(raw, Mapping):
+        return None
+    return raw.get("type", node.get("default", {}).get("type"))
+
+
+def _type_at(location: Location, tree: Mapping[str, Any], schema: Schema) -> Any:
+    return _tag(_node_at(location, tree, schema), _raw_at(location, tree))
 
 
 def _raw_at(location: Location, tree: Mapping[str, Any]) -> Any:
@@ -169,12 +180,12 @@ def _raw_at(location: Location, tree: Mapping[str, Any]) -> Any:
     return raw
 
 
-def _without_tags(location: Location, tree: Mapping[str, Any]) -> Location:
+def _without_tags(location: Location, tree: Mapping[str, Any], schema: Schema) -> Location:
     """pydantic puts the tag of a union into the location; the user never wrote it as a key."""
     kept: list[str | int] = []
     for part in location:
         raw = _raw_at(tuple(kept), tree)
-        tag = isinstance(raw, Mapping) and part not in raw and raw.get("type") == part
+        tag = isinstance(raw, Mapping) and part not in raw and part == _type_at(tuple(kept), tree, schema)
         if not tag:
             kept.append(part)
     return tuple(kept)

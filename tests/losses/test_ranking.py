@@ -93,6 +93,12 @@ class TestLaws:
         assert scores_BK.grad is not None
         assert torch.isfinite(scores_BK.grad).all()
 
+    def test_half_precision_costs_no_digits(self, name: str) -> None:
+        scores_BK = torch.tensor([[1.0, 0.5, -0.25, 0.125]])  # exact in bfloat16
+        assert LOSSES[name](scores_BK.bfloat16()).loss.item() == pytest.approx(
+            LOSSES[name](scores_BK.double()).loss.item(), abs=1e-6
+        )
+
     def test_a_ranking_of_one_answer_contributes_nothing(self, name: str) -> None:
         present_BK = torch.tensor([[True, True], [True, False]])
         scores_BK = torch.tensor([[1.0, 0.0], [5.0, 9.0]])
@@ -115,3 +121,20 @@ def test_constant_scores_are_chance() -> None:
     assert metrics["pair_accuracy"].item() == 0.5
     assert metrics["top1"].item() == 0.25
     assert plackett_luce(torch.zeros(2, 4)).loss.item() == pytest.approx(math.log(24) / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_at_equal_scores_the_gradients_are_rank_scores(k: int) -> None:
+    """Savage's scores 1 − Σ_{i ≤ j} 1/(K − i) for the K-wise loss (best rank test for Gumbel noise), Wilcoxon's for all pairs.
+
+    Their squared correlation is the efficiency of all pairs where answers are alike, 1 at K = 2 and 3/4 for large K.
+    """
+    gradients = {}
+    for name, loss in LOSSES.items():
+        scores_BK = torch.zeros(1, k, dtype=torch.float64, requires_grad=True)
+        loss(scores_BK).loss.backward()
+        assert scores_BK.grad is not None
+        gradients[name] = scores_BK.grad[0].tolist()
+    savage = [1 - sum(1 / (k - i) for i in range(j + 1)) for j in range(k)]
+    assert gradients["plackett_luce"] == pytest.approx([-s / (k - 1) for s in savage], abs=1e-12)
+    assert gradients["bradley_terry"] == pytest.approx([-(k - 1 - 2 * j) / (k * (k - 1)) for j in range(k)], abs=1e-12)

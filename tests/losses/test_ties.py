@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import combinations, pairwise, permutations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from starling.losses.ranking import LOSSES, Targets, bradley_terry, plackett_luce, strict_order
 
@@ -161,6 +164,17 @@ class TestLawsOfTies:
         torch.testing.assert_close(holed_BK.grad.sum(1), torch.zeros(3, dtype=torch.float64))  # type: ignore[union-attr]
 
 
+def test_targets_move_whole() -> None:
+    of = targets(
+        (1, 2), weight_B=torch.ones(1), pair_weight_BKK=torch.full((1, 2, 2), 2.0), prefer_BKK=torch.full((1, 2, 2), 0.5)
+    )
+    there, back = of.to("meta"), of.to("cpu")
+    for field in fields(of):
+        assert getattr(there, field.name).device.type == "meta"
+        assert torch.equal(getattr(back, field.name), getattr(of, field.name))
+    assert targets((1, 2)).to("meta").prefer_BKK is None
+
+
 # ── Bradley–Terry ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -196,6 +210,8 @@ def test_margins_by_hand() -> None:
     row = torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64)
     found = bradley_terry(row, targets((1, 2, 3)), margin=0.5, margin_per_rank=0.25).loss.item()
     assert found == pytest.approx((pair_cost(0.25) + pair_cost(1.0) + pair_cost(0.25)) / 3, abs=1e-12)
+    found = bradley_terry(row, targets((1, 1, 3)), margin=0.5, tied_pairs=True).loss.item()  # none is asked of equal ones
+    assert found == pytest.approx((pair_cost(1.0, 0.5) + pair_cost(1.5) + pair_cost(0.5)) / 3, abs=1e-12)
 
 
 def test_soft_labels_and_pair_weights_by_hand() -> None:
@@ -241,3 +257,25 @@ class TestBoth:
         of = strict_order(torch.ones(3, 4, dtype=torch.bool))
         assert torch.equal(of.rank_BK, torch.tensor([[1, 2, 3, 4]] * 3))
         assert LOSSES[name](scores_BK, of).loss.item() == LOSSES[name](scores_BK).loss.item()
+
+    @pytest.mark.parametrize("ties", TIES)
+    def test_single_precision_stays_single(self, name: str, ties: str) -> None:
+        """Some accelerators have no double precision at all."""
+
+        class NoDoubles(TorchFunctionMode):
+            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                found = func(*args, **(kwargs or {}))
+                assert not (isinstance(found, torch.Tensor) and found.dtype is torch.float64), func
+                return found
+
+        how = {"ties": ties} if name == "plackett_luce" else {"margin": 0.1, "tied_pairs": True}
+        of = targets((1, 1, 3, 4), (1, 2, 0, 0), weight_B=torch.tensor([1.0, 2.0]))
+        with NoDoubles():
+            LOSSES[name](torch.ones(2, 4), of, **how)  # type: ignore[arg-type]
+
+    def test_weights_of_pairs_say_what_a_ranking_counts(self, name: str) -> None:
+        scores_BK = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+        of = targets((1, 2), (1, 2), pair_weight_BKK=torch.tensor([0.5, 1.0])[:, None, None].expand(2, 2, 2))
+        expected = {"bradley_terry": (0.5 * pair_cost(1.0) + pair_cost(-2.0)) / 1.5}
+        expected["plackett_luce"] = (pair_cost(1.0) + pair_cost(-2.0)) / 2  # does not read them
+        assert LOSSES[name](scores_BK, of).loss.item() == pytest.approx(expected[name], abs=1e-12)

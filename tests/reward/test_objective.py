@@ -52,12 +52,12 @@ def test_best_vs_worst_reads_two_answers() -> None:
     chosen = objective(type="bradley_terry", pairs="best_vs_worst", margin=0.25)
     whole = ranking(1, 2, 3, pairs=(pair(0, 2, 0.75), pair(0, 1, 1.0)))
     picked = chosen.select(whole, 5)
-    assert (picked.answers, picked.ranks) == ((whole.answers[0], whole.answers[2]), (1, 2))
+    assert (picked.answers, picked.ranks) == ((whole.answers[0], whole.answers[2]), (1, 3))
     assert picked.pairs == (pair(0, 1, 0.75),)
     found = chosen(torch.tensor([[1.0, 0.5]]), chosen.targets([picked], 5), 1.0).loss.item()
     assert found == pytest.approx(math.log1p(math.exp(-0.25)), abs=1e-6)
     tied = chosen.select(ranking(1, 1, 1), 5)
-    assert tied.ranks == (1, 1)
+    assert tied.ranks == (1, 1, 1)
 
 
 def test_random_pairs_follow_from_seed_step_and_prompt() -> None:
@@ -67,7 +67,7 @@ def test_random_pairs_follow_from_seed_step_and_prompt() -> None:
     assert len(drawn) == 5  # every pair of different rank, never the tied one
     assert min(drawn.values()) > 80
     assert chosen.select(whole, 7) == chosen.select(whole, 7)
-    assert all(chosen.select(whole, step).ranks == (1, 2) for step in range(20))
+    assert {chosen.select(whole, step).ranks for step in range(100)} == {(1, 2), (1, 4), (2, 4)}
     others = [Objective(RewardSection(backbone="x", loss={"type": "bradley_terry", "pairs": "random"}), 4), chosen]  # type: ignore[arg-type]
     names = (whole, ranking(1, 2, 2, 4, name="q"))
     streams = [[o.select(r, step).answers for step in range(12)] for o, r in zip(others, names, strict=True)]
@@ -90,13 +90,69 @@ def test_confidence_weighs_rankings_and_pairs() -> None:
     assert weighed.targets([doubtful, ranking(1, 2)], 1).weight_B.tolist() == [0.5, 1.0]  # type: ignore[union-attr]
     assert weighed.normaliser([doubtful, ranking(1, 2)]) == pytest.approx(1.5)
     pairs = objective(type="bradley_terry", weights="confidence")
-    assert pairs.normaliser([doubtful, ranking(1, 2)]) == 2.0
+    assert pairs.normaliser([doubtful, ranking(1, 2)]) == pytest.approx(1.5)
     targets = pairs.targets([doubtful], 1)
     assert targets.pair_weight_BKK is not None
-    assert targets.pair_weight_BKK[0].tolist() == [[1, 0, 1], [0, 1, 0.5], [1, 0.5, 1]]
+    torch.testing.assert_close(targets.pair_weight_BKK[0], torch.tensor([[0, 0, 1], [0, 0, 0.5], [1, 0.5, 0]]) / 3)
     scores_BK = torch.tensor([[1.0, 0.0, -1.0]])
-    expected = (math.log1p(math.exp(-2)) + 0.5 * math.log1p(math.exp(-1))) / 1.5
+    expected = (math.log1p(math.exp(-2)) + 0.5 * math.log1p(math.exp(-1))) / 3
     assert pairs(scores_BK, targets, 1.0).loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("pairs", ["all", "adjacent", "best_vs_worst", "random"])
+def test_confidence_weighs_rankings_of_two_answers_too(pairs: str) -> None:
+    """Nothing divides the weight of a single pair out again."""
+    chosen = objective(type="bradley_terry", pairs=pairs, weights="confidence")
+    rankings = [ranking(1, 2, pairs=(pair(0, 1, 0.75),)), ranking(1, 2, name="q")]
+    costs = [math.log1p(math.exp(-1)), math.log1p(math.exp(2))]
+    found = chosen(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), chosen.targets(rankings, 1), chosen.normaliser(rankings))
+    assert found.loss.item() == pytest.approx((0.5 * costs[0] + costs[1]) / 1.5, abs=1e-6)
+
+
+def test_the_weight_of_a_pair_that_is_read() -> None:
+    """Of random ones the mean over the draws; a pair written the other way round, or against most verdicts, is understood."""
+    pairs = (pair(1, 0, 0.25), pair(0, 2, 0.9), pair(1, 2, 0.3))  # for the better ranked: .75, .9, .3
+    whole = ranking(1, 2, 3, pairs=pairs)
+    assert objective(type="bradley_terry", pairs="random", weights="confidence").weight(whole) == pytest.approx((0.5 + 0.8) / 3)
+    assert objective(type="bradley_terry", pairs="adjacent", weights="confidence").weight(whole) == pytest.approx(0.25)
+    assert objective(type="bradley_terry", pairs="best_vs_worst", weights="confidence").weight(whole) == pytest.approx(0.8)
+    assert objective(type="plackett_luce", weights="confidence").weight(whole) == pytest.approx((0.5 + 0.8) / 3)
+
+
+def test_verdicts_balance_on_a_tie_and_do_not_silence_it() -> None:
+    chosen = objective(type="bradley_terry", tied_pairs=True, weights="confidence")
+    assert chosen.weight(ranking(1, 1, pairs=(pair(0, 1, 0.5),))) == 1.0
+    weights_BKK = chosen.targets([ranking(1, 1, 3, pairs=(pair(0, 1, 0.5), pair(0, 2, 0.75)))], 1).pair_weight_BKK
+    torch.testing.assert_close(weights_BKK[0], torch.tensor([[0, 1, 0.5], [1, 0, 1], [0.5, 1, 0]]) / 3)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("pairs", ["best_vs_worst", "random"])
+def test_two_answers_are_scored_and_the_loss_is_that_of_the_whole_ranking(pairs: str) -> None:
+    """Margins by rank, soft labels and weights included; the other answers get no gradient."""
+    chosen = objective(type="bradley_terry", pairs=pairs, margin=0.1, margin_per_rank=0.3, soft_labels=True, weights="confidence")
+    known = tuple(pair(i, j, 0.6 + 0.04 * (i + j)) for i in range(4) for j in range(i + 1, 4))
+    whole = [ranking(1, 2, 2, 4, name=str(i), pairs=known) for i in range(12)]
+    scores_BK = torch.randn(12, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    everything = chosen(scores_BK, chosen.targets(whole, 9), 12.0)
+    everything.loss.backward()
+    selected = [chosen.select(r, 9) for r in whole]
+    places = torch.tensor([[r.answers.index(a) for a in s.answers] for r, s in zip(whole, selected, strict=True)])
+    part = chosen(scores_BK.detach().gather(1, places), chosen.targets(selected, 9), 12.0)
+    assert part.loss.item() == pytest.approx(everything.loss.item(), abs=1e-6)
+    assert torch.equal(scores_BK.grad != 0, torch.zeros(12, 4, dtype=torch.bool).scatter(1, places, True))  # type: ignore[arg-type]
+    assert (len({tuple(p) for p in places.tolist()}) > 1) == (pairs == "random")
+    top = [float(scores_BK[i, a] > scores_BK[i, b]) for i, (a, b) in enumerate(places.tolist())]
+    assert part.metrics["top1"].item() == pytest.approx(sum(top) / 12), "the better one of a pair, though it is not ranked 1"
+
+
+def test_adjacent_pairs_are_the_same_here_and_in_the_loss() -> None:
+    """The weights of the settings and the pairs of the loss are picked apart; both say which answers are neighbours."""
+    scores_BK = torch.randn(1, 6, generator=torch.Generator().manual_seed(3))
+    confident = ranking(1, 1, 3, 4, 4, 6, pairs=(pair(0, 1, 0.5),))
+    for pairs in ("all", "adjacent"):
+        weighed, plain = (objective(type="bradley_terry", pairs=pairs, weights=weights) for weights in ("confidence", "none"))
+        found = [o(scores_BK, o.targets([confident], 1), o.normaliser([confident])).loss.item() for o in (weighed, plain)]
+        assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
 def test_soft_labels_come_from_the_judge_where_it_spoke() -> None:

@@ -49,7 +49,7 @@ class Targets:
     rank_BK: Tensor  # int64 competition ranks, 1 = best, equal ones are ties; 0 in absent slots
     present_BK: Tensor  # bool; True means the slot holds an answer
     weight_B: Tensor | None = None  # float, ≥ 0: how much a ranking counts; 1 if None
-    pair_weight_BKK: Tensor | None = None  # float, ≥ 0, symmetric: how much a pair counts; 1 if None
+    pair_weight_BKK: Tensor | None = None  # float, ≥ 0, symmetric: how much a pair counts; see `bradley_terry`
     prefer_BKK: Tensor | None = None  # float in [0, 1]: chance that the row's answer is the better; from the ranks if None
 
     def to(self, device: torch.device | str) -> Targets:
@@ -94,13 +94,13 @@ def plackett_luce(
     choice_BK = worse_BKK.any(2)  # True means the slot is chosen before at least one other
     if top_k is not None:
         choice_BK = choice_BK & (targets.rank_BK <= top_k)
-    share_BKK = _share_of_tied(tied_BKK, ties).masked_fill(worse_BKK, 1.0)
+    share_BKK = _share_of_tied(tied_BKK, ties, scores_BK.dtype).masked_fill(worse_BKK, 1.0)
     # rows that make no choice are never read; their own score alone keeps them finite, so that no NaN enters the gradient
-    share_BKK = torch.where(choice_BK[:, :, None], share_BKK, _eye(scores_BK).double()).to(scores_BK.dtype)
+    share_BKK = torch.where(choice_BK[:, :, None], share_BKK, _eye(scores_BK).to(scores_BK.dtype))
     shown_BKK = scores_BK[:, None, :] + share_BKK.log()  # log 0 = −inf takes an answer out
     nll_BK = torch.where(choice_BK, shown_BKK.logsumexp(2) - scores_BK, 0.0)
     loss_B = masked_mean(nll_BK, choice_BK, 1) + _off_zero(scores_BK, zero_sum) / choice_BK.sum(1).clamp(min=1)
-    return _outputs(loss_B, choice_BK.any(1), scores_BK, targets, worse_BKK, normaliser)
+    return _outputs(loss_B, choice_BK.any(1).to(scores_BK.dtype), scores_BK, targets, worse_BKK, normaliser)
 
 
 def bradley_terry(
@@ -115,6 +115,9 @@ def bradley_terry(
     normaliser: float | Tensor | None = None,
 ) -> LossOutputs:
     """Logistic loss over pairs of each ranking, mean over its pairs, mean over rankings; see `plackett_luce`.
+
+    `targets.pair_weight_BKK` says otherwise: then the mean is over all pairs of the batch by their weights, and a ranking
+    counts as much as the weights of its pairs make together. Without it each of the n pairs of a ranking weighs 1/n.
 
     With p the chance that the better-ranked answer is the better one (1 unless `targets.prefer_BKK` says otherwise) and d the
     score difference less the margin, a pair costs −p log σ(d) − (1 − p) log σ(−d).
@@ -136,7 +139,9 @@ def bradley_terry(
     if targets.prefer_BKK is not None:
         chance_BKK = targets.prefer_BKK.to(scores_BK.dtype)
     weight_BKK = used_BKK.to(scores_BK.dtype)
-    if targets.pair_weight_BKK is not None:
+    if targets.pair_weight_BKK is None:
+        weight_BKK = weight_BKK / weight_BKK.sum((1, 2), keepdim=True).clamp(min=1)
+    else:
         weight_BKK = weight_BKK * targets.pair_weight_BKK.to(scores_BK.dtype)
     d_BKK = _difference(scores_BK) - wanted_BKK
     cost_BKK = chance_BKK * F.softplus(-d_BKK) + (1 - chance_BKK) * F.softplus(d_BKK)
@@ -144,7 +149,7 @@ def bradley_terry(
     tiny = torch.finfo(scores_BK.dtype).tiny
     loss_B = torch.where(weight_BKK > 0, weight_BKK * cost_BKK, 0.0).sum((1, 2)) / total_B.clamp(min=tiny)
     loss_B = loss_B + _off_zero(scores_BK, zero_sum) / (targets.present_BK.sum(1) - 1).clamp(min=1)
-    return _outputs(loss_B, total_B > 0, scores_BK, targets, worse_BKK, normaliser)
+    return _outputs(loss_B, total_B, scores_BK, targets, worse_BKK, normaliser)
 
 
 LOSSES = {"plackett_luce": plackett_luce, "bradley_terry": bradley_terry}
@@ -186,9 +191,9 @@ def _adjacent(worse_BKK: Tensor) -> Tensor:
     return worse_BKK & (between == 0)
 
 
-def _share_of_tied(tied_BKK: Tensor, ties: Ties) -> Tensor:
+def _share_of_tied(tied_BKK: Tensor, ties: Ties, dtype: torch.dtype) -> Tensor:
     """How much of each tied answer (the row's own included) stands in the denominator of the row's choice."""
-    tied = tied_BKK.double()
+    tied = tied_BKK.to(dtype)
     if ties == "breslow":
         return tied
     if ties == "strict":
@@ -208,13 +213,13 @@ def _off_zero(scores_BK: Tensor, zero_sum: float) -> Tensor | float:
 
 
 def _outputs(
-    loss_B: Tensor, ranked_B: Tensor, scores_BK: Tensor, targets: Targets, worse_BKK: Tensor, normaliser: float | Tensor | None
+    loss_B: Tensor, share_B: Tensor, scores_BK: Tensor, targets: Targets, worse_BKK: Tensor, normaliser: float | Tensor | None
 ) -> LossOutputs:
-    """Weighted mean over the rankings that state an order."""
-    weight_B = torch.ones_like(loss_B) if targets.weight_B is None else targets.weight_B.to(loss_B.dtype)
+    """Weighted mean over rankings; the weight is `share_B`, 0 for one that states nothing, times the ranking's own."""
+    weight_B = share_B if targets.weight_B is None else share_B * targets.weight_B.to(loss_B.dtype)
     if normaliser is None:
-        normaliser = masked_sum(weight_B, ranked_B).clamp(min=torch.finfo(loss_B.dtype).tiny)
-    loss = masked_sum(weight_B * loss_B, ranked_B) / normaliser
+        normaliser = weight_B.sum().clamp(min=torch.finfo(loss_B.dtype).tiny)
+    loss = masked_sum(weight_B * loss_B, weight_B > 0) / normaliser
     return LossOutputs(loss, _metrics(scores_BK.detach(), targets, worse_BKK))
 
 
@@ -222,7 +227,7 @@ def _metrics(scores_BK: Tensor, targets: Targets, worse_BKK: Tensor) -> dict[str
     present_BK, ordered_B = targets.present_BK, worse_BKK.any(2).any(1)
     d_BKK, next_BKK = _difference(scores_BK), _adjacent(worse_BKK)
     top_BK = present_BK & (scores_BK >= scores_BK.masked_fill(~present_BK, -math.inf).amax(1, keepdim=True))
-    best_BK = top_BK & (targets.rank_BK == 1)
+    best_BK = top_BK & ~worse_BKK.any(1)
 
     def over(values_BKK: Tensor, pairs_BKK: Tensor) -> Tensor:
         return masked_mean(masked_mean(values_BKK.flatten(1), pairs_BKK.flatten(1), 1), ordered_B)

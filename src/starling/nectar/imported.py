@@ -1,7 +1,7 @@
 """Files in Nectar's schema that others wrote: what can be mended is mended and counted, the rest is rejected by name.
 
 Source: what berkeley-nest/Nectar and its offspring look like on the hub: integer or float ranks, answers in any order, K from 2
-up, columns missing or more of them. Departure: nothing is guessed; ties, NaN and missing ranks are refused, never resolved.
+up, columns missing or more of them. Departure: nothing is guessed: ties stay ties; NaN and missing ranks are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ImportReport:
     """What became of the rows of an imported file.
 
     `changed` counts rows by what was normalised in them: `answers_sorted` (they were not stored best first),
-    `ranks_renumbered` (strict but not 1 … K), `turns_recounted`, `model_unknown`, `source_unknown`.
+    `ranks_renumbered` (an order, but not 1 … K with ties as 1, 2, 2, 4), `turns_recounted`, `model_unknown`, `source_unknown`.
     """
 
     read: int
@@ -58,9 +58,9 @@ class NectarImport(Iterable[RankedPrompt]):
     """The rows of a parquet or jsonl(.gz) file that can be imported, one by one: K from 2 up, integer or float ranks, answers in
     any order, columns that Nectar does not have ignored.
 
-    Ranks must be a strict order. A missing `good_natured` stays None; `source` and `model` may be missing. Every row's lineage
-    names the file and the row. Once all rows are read, `read`, `rejected` and `changed` say what became of them, as in
-    `ImportReport`.
+    Ranks may be tied, but not all of a row's. A missing `good_natured` stays None; `source` and `model` may be missing. Every
+    row's lineage names the file and the row. Once all rows are read, `read`, `rejected` and `changed` say what became of them,
+    as in `ImportReport`.
 
     Args:
         path: the file.
@@ -106,7 +106,7 @@ class NectarImport(Iterable[RankedPrompt]):
                 f"Not one of the {self.read} rows can be imported ({reasons})",
                 where=f"{self._path}, first row {first.row}: {first.reason} {first.detail}".rstrip(),
                 cure="each row needs a `prompt` transcript and `answers`: two or more of {answer, model, rank}, "
-                "ranks all different",
+                "ranks not all the same",
             )
 
 

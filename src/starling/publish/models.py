@@ -28,7 +28,7 @@ def reward_card(source: Source) -> str:
             "pipeline_tag": "text-classification",
             "base_model": source.settings.reward_base,
             "datasets": [source.settings.dataset] if source.settings.dataset else [],
-            "tags": ["reward-model", "rlaif", "plackett-luce", "starling"],
+            "tags": ["reward-model", "rlaif", *_loss_tag(chosen), "starling"],
             "model-index": _model_index("reward model", "text-classification", accuracy),
         }
     )
@@ -65,6 +65,12 @@ chat = [{"role": "user", "content": "Hello!"}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```"""
+
+
+def _loss_tag(chosen: Mapping[str, Any]) -> list[str]:
+    """The loss as a tag of the hub, e.g. plackett-luce; none when the settings do not say."""
+    kind = chosen.get("loss", {}).get("type")
+    return [str(kind).replace("_", "-")] if kind else []
 
 
 def _model_terms(source: Source) -> str:

@@ -4,7 +4,8 @@ Everything drawn here (a random pair) follows from (seed, step, prompt), never f
 not depend on how it is cut.
 
 Source of the losses: losses/ranking.py. Confidence c is the share of the judge's verdicts on a pair that agree; a pair that
-the judge was asked about in vain (c = ½) weighs 2c − 1 = 0, one on which all verdicts agree 1, one without verdicts 1.
+the judge was asked about in vain (c = ½) weighs 2c − 1 = 0, one on which all verdicts agree 1, one without verdicts 1, and so
+does a tied one, whose verdicts balance because it is a tie. A ranking weighs as much as its pairs do on average.
 
 Shapes: B rankings, K answers.
 """
@@ -21,7 +22,7 @@ import torch
 from starling.config import BradleyTerry, PlackettLuce, RewardSection
 from starling.losses.masked import LossOutputs
 from starling.losses.ranking import Targets, bradley_terry, plackett_luce
-from starling.records import RankedPair, content_hash
+from starling.records import content_hash
 from starling.reward.batches import EncodedRanking
 
 
@@ -44,19 +45,16 @@ class Objective:
 
     def select(self, ranking: EncodedRanking, step: int) -> EncodedRanking:
         """The part of a ranking whose scores the loss of this step reads: all of it, or a pair of different rank."""
-        if not isinstance(self.settings, BradleyTerry) or self.settings.pairs in ("all", "adjacent"):
+        if not self._reads_a_pair or not (pairs := self._pairs(ranking, step)):
             return ranking
-        places = range(len(ranking.answers))
-        if self.settings.pairs == "best_vs_worst":
-            return _only(ranking, (0, places[-1]))
-        pairs = [(i, j) for i, j in combinations(places, 2) if ranking.ranks[i] != ranking.ranks[j]]
-        if not pairs:
-            return ranking
-        drawn = int(content_hash([self.seed, step, ranking.prompt_id], 16), 16)
-        return _only(ranking, pairs[drawn % len(pairs)])
+        return _only(ranking, pairs[0])
 
     def targets(self, rankings: Sequence[EncodedRanking], step: int) -> Targets:
-        """What is known of the order of rankings (selected for this step, or whole), padded to the largest K; on the CPU."""
+        """What is known of the order of rankings, padded to the largest K; on the CPU.
+
+        Whole rankings and those selected for the same step give the same loss (but for zero_sum): a pair that is not read
+        weighs nothing.
+        """
         width = max(len(r.answers) for r in rankings)
         rank_BK = torch.tensor([[*r.ranks, *[0] * (width - len(r.ranks))] for r in rankings])
         targets = Targets(rank_BK=rank_BK, present_BK=rank_BK > 0)
@@ -65,23 +63,22 @@ class Objective:
             if settings.weights == "confidence":
                 targets = replace(targets, weight_B=torch.tensor([self.weight(r) for r in rankings]))
             return targets
-        if settings.weights == "confidence":
-            targets = replace(targets, pair_weight_BKK=_of_pairs(rankings, width, _certainty))
+        if settings.weights == "confidence" or self._reads_a_pair:
+            targets = replace(targets, pair_weight_BKK=self._pair_weights(rankings, step, width))
         if settings.soft_labels:
             targets = replace(targets, prefer_BKK=_soft_labels(rankings, rank_BK))
         return targets
 
     def weight(self, ranking: EncodedRanking) -> float:
-        """How much a whole ranking counts in its step: 0 if it states no order the loss could learn."""
-        settings = self.settings
-        ordered = [(i, j) for i, j in combinations(range(len(ranking.ranks)), 2) if ranking.ranks[i] != ranking.ranks[j]]
-        if not ordered:
-            return float(isinstance(settings, BradleyTerry) and settings.tied_pairs and settings.pairs == "all")
-        if settings.weights == "none":
-            return 1.0
-        known = {frozenset((p.better, p.worse)): _certainty(p) for p in ranking.pairs}
-        weights = [known.get(frozenset(pair), 1.0) for pair in ordered]
-        return sum(weights) / len(weights) if isinstance(settings, PlackettLuce) else float(any(weights))
+        """How much a whole ranking counts in its step, 0 to 1; 0 if it states nothing that the loss could learn.
+
+        Where one pair is drawn from several, it is what that comes to on average over the draws.
+        """
+        pairs = self._pairs(ranking, None)
+        if not pairs or self.settings.weights == "none":
+            return float(bool(pairs))
+        certainty = _certainties(ranking)
+        return sum(certainty.get(pair, 1.0) for pair in pairs) / len(pairs)
 
     def normaliser(self, rankings: Iterable[EncodedRanking]) -> float:
         """What the losses of one step's micro-batches are divided by: the weight of its rankings; 1 when none counts."""
@@ -91,8 +88,40 @@ class Objective:
         """Loss and metrics of a micro-batch; its share of the step's loss."""
         return self._loss(scores_BK, targets, normaliser=normaliser)
 
+    # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def _reads_a_pair(self) -> bool:
+        return isinstance(self.settings, BradleyTerry) and self.settings.pairs in ("best_vs_worst", "random")
+
+    def _pairs(self, ranking: EncodedRanking, step: int | None) -> list[tuple[int, int]]:
+        """The places of the pairs that the loss reads; without a step, all that it might draw."""
+        settings = self.settings
+        if isinstance(settings, PlackettLuce):
+            return _ordered(ranking.ranks)
+        if settings.pairs == "adjacent":
+            places = sorted(set(ranking.ranks))
+            return [
+                (i, j) for i, j in _ordered(ranking.ranks) if places.index(ranking.ranks[j]) == places.index(ranking.ranks[i]) + 1
+            ]
+        if settings.pairs == "best_vs_worst":
+            return [pair for pair in _ordered(ranking.ranks) if pair == (0, len(ranking.ranks) - 1)]
+        if settings.pairs == "all":
+            return list(combinations(range(len(ranking.ranks)), 2)) if settings.tied_pairs else _ordered(ranking.ranks)
+        pairs = _ordered(ranking.ranks)
+        if step is None or not pairs:
+            return pairs
+        return [pairs[int(content_hash([self.seed, step, ranking.prompt_id], 16), 16) % len(pairs)]]
+
+    def _pair_weights(self, rankings: Sequence[EncodedRanking], step: int, width: int) -> torch.Tensor:
+        """What each pair counts for, symmetric: its certainty over the number of pairs read, 0 for those that are not."""
+        weight_BKK = torch.zeros(len(rankings), width, width)
+        for b, ranking in enumerate(rankings):
+            pairs = self._pairs(ranking, step)
+            certainty = _certainties(ranking) if self.settings.weights == "confidence" else {}
+            for i, j in pairs:
+                weight_BKK[b, i, j] = weight_BKK[b, j, i] = certainty.get((i, j), 1.0) / len(pairs)
+        return weight_BKK
 
 
 def _loss_of(settings: PlackettLuce | BradleyTerry) -> Callable[..., LossOutputs]:
@@ -100,7 +129,7 @@ def _loss_of(settings: PlackettLuce | BradleyTerry) -> Callable[..., LossOutputs
         return partial(plackett_luce, ties=settings.ties, top_k=settings.top_k, zero_sum=settings.zero_sum)
     return partial(
         bradley_terry,
-        pairs="adjacent" if settings.pairs == "adjacent" else "all",  # of a selected pair, too, all pairs are that one
+        pairs="adjacent" if settings.pairs == "adjacent" else "all",  # of those, the weights leave the one that is read
         tied_pairs=settings.tied_pairs and settings.pairs == "all",
         margin=settings.margin,
         margin_per_rank=settings.margin_per_rank,
@@ -108,17 +137,21 @@ def _loss_of(settings: PlackettLuce | BradleyTerry) -> Callable[..., LossOutputs
     )
 
 
-def _certainty(pair: RankedPair) -> float:
-    return max(0.0, 2 * pair.confidence - 1)
+def _ordered(ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """The places of the pairs of different rank, the better one first."""
+    return [(i, j) for i, j in combinations(range(len(ranks)), 2) if ranks[i] != ranks[j]]
 
 
-def _of_pairs(rankings: Sequence[EncodedRanking], width: int, value: Callable[[RankedPair], float]) -> torch.Tensor:
-    """`value` of every pair that is known, 1 elsewhere; symmetric."""
-    found_BKK = torch.ones(len(rankings), width, width)
-    for b, ranking in enumerate(rankings):
-        for pair in ranking.pairs:
-            found_BKK[b, pair.better, pair.worse] = found_BKK[b, pair.worse, pair.better] = value(pair)
-    return found_BKK
+def _certainties(ranking: EncodedRanking) -> dict[tuple[int, int], float]:
+    """2c − 1 of the pairs of different rank that are known, c being the share of verdicts for the one that ranks better; 0 where
+    most are against it."""
+    found = {}
+    for pair in ranking.pairs:
+        places = (pair.better, pair.worse) if pair.better < pair.worse else (pair.worse, pair.better)
+        for_better = pair.confidence if places[0] == pair.better else 1 - pair.confidence
+        if ranking.ranks[places[0]] != ranking.ranks[places[1]]:
+            found[places] = max(0.0, 2 * for_better - 1)
+    return found
 
 
 def _soft_labels(rankings: Sequence[EncodedRanking], rank_BK: torch.Tensor) -> torch.Tensor:
@@ -133,13 +166,12 @@ def _soft_labels(rankings: Sequence[EncodedRanking], rank_BK: torch.Tensor) -> t
 
 
 def _only(ranking: EncodedRanking, places: tuple[int, int]) -> EncodedRanking:
-    """The two answers at these places, with what is known of that pair."""
-    first, second = places
-    ranks = (1, 1 if ranking.ranks[first] == ranking.ranks[second] else 2)
-    number = {first: 0, second: 1}
+    """The two answers at these places with the ranks they have in the whole, and what is known of that pair."""
+    number = {place: i for i, place in enumerate(places)}
     pairs = tuple(
         pair.model_copy(update={"better": number[pair.better], "worse": number[pair.worse]})
         for pair in ranking.pairs
         if pair.better in number and pair.worse in number
     )
-    return EncodedRanking(ranking.prompt_id, (ranking.answers[first], ranking.answers[second]), ranks, pairs)
+    answers = tuple(ranking.answers[place] for place in places)
+    return EncodedRanking(ranking.prompt_id, answers, tuple(ranking.ranks[place] for place in places), pairs)
