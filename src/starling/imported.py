@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from starling.artifacts import MANIFEST, Artifact, new_artifact, open_artifact
@@ -62,8 +63,28 @@ def outcomes_of(found: NectarImport) -> dict[str, int]:
     return rejected | {f"changed/{reason}": n for reason, n in sorted(found.changed.items())}
 
 
-def load(data: Path, validation_fraction: float) -> tuple[list[RankedPrompt], list[RankedPrompt], dict[str, int]]:
-    """The rankings of an imported folder, or of a file read now, split by conversation.
+class Side(Collection[RankedPrompt]):
+    """The rankings of a file whose conversations are on one side of the split; read row by row, any number of times."""
+
+    def __init__(self, rows: Iterable[RankedPrompt], side: str, validation_fraction: float, length: int) -> None:
+        self._rows, self._side, self._fraction, self._length = rows, side, validation_fraction, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == found for found in self)
+
+    def __iter__(self) -> Iterator[RankedPrompt]:
+        return (row for row in self._rows if _side_of(row, self._fraction) == self._side)
+
+
+def _side_of(row: RankedPrompt, validation_fraction: float) -> str:
+    return split_of(row.prompt.messages, validation=validation_fraction, test=0.0)
+
+
+def load(data: Path, validation_fraction: float) -> tuple[Side, Side, dict[str, int]]:
+    """The rankings of an imported folder, or of a file read now, split by conversation; never all in memory.
 
     Returns:
         (rankings to train on, rankings held out, counts by reason). All rankings of one conversation are on one side,
@@ -80,9 +101,8 @@ def load(data: Path, validation_fraction: float) -> tuple[list[RankedPrompt], li
         rows, outcomes = NectarFile(artifact.path / ROWS_FILE), dict(artifact.outcomes)
     else:
         rows, outcomes = NectarImport(data), {}
-    sides: dict[str, list[RankedPrompt]] = {"train": [], "validation": []}
-    for row in rows:
-        sides[split_of(row.prompt.messages, validation=validation_fraction, test=0.0)].append(row)
+    lengths = Counter(_side_of(row, validation_fraction) for row in rows)
     if isinstance(rows, NectarImport):
         outcomes = outcomes_of(rows)
-    return sides["train"], sides["validation"], outcomes
+    train, validation = (Side(rows, side, validation_fraction, lengths[side]) for side in ("train", "validation"))
+    return train, validation, outcomes

@@ -19,7 +19,7 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,8 +185,8 @@ def _reward(job: Job) -> None:
     from starling.reward import train
 
     settings = job.config.reward
-    train_rows: Sequence[RankedPrompt] = ()
-    validation_rows: Sequence[RankedPrompt] = ()
+    train_rows: Collection[RankedPrompt] = ()
+    validation_rows: Collection[RankedPrompt] = ()
     if not launched().first:
         pass  # the first process reads them
     elif settings.data is not None:

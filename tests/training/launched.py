@@ -32,6 +32,8 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == job.get("term_at") and self.engine.rank == job.get("kill_rank", 0):
             os.kill(os.getpid(), signal.SIGTERM)
+        if step == job.get("nan_at") and self.engine.rank == job.get("kill_rank", 0):
+            losses[0] = losses[0] * float("nan")
         original(self, step, batches, losses)
 
     trainer.Trainer._agree = in_the_middle  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from starling.config import RewardSection
 from starling.records import RankedPrompt
 from starling.reward.train import train
+from starling.training.plan import Plan
 
 Make = Callable[..., Any]
 SCRIPT = Path(__file__).with_name("launched.py")
@@ -158,3 +160,15 @@ def test_a_signal_to_one_process_stops_both_after_the_step(launcher: Launcher) -
     assert launcher.checkpoints("term") == ["step-00000002", "step-00000003"]
     launcher.here("term")
     launcher.assert_close("one", "term")
+
+
+def test_a_loss_that_is_not_finite_on_one_process_is_refused_by_both(launcher: Launcher) -> None:
+    for code, said in launcher.pair("nan", "ddp", nan_at=3):
+        assert code == 1
+        assert "TrainingError: The loss is nan. Where: step 3" in said
+    assert launcher.checkpoints("nan") == ["step-00000002"]
+    refused = json.loads((launcher.folder / "work-nan" / "non_finite.json").read_text())
+    plan = Plan(np.ones(len(launcher.rows), dtype=np.int64), 7, 1, 1, 300)
+    assert refused["step"] == 3
+    assert set(refused["prompt_ids"]) < {launcher.rows[i].prompt.id for i in plan.items(3)}  # the process's own, not all
+    assert refused["prompt_ids"]
