@@ -22,8 +22,6 @@ from starling.progress import Progress
 
 WHOLE = 2**20
 """Longer than any text and more than all steps: nothing is cut, nothing is saved before the end."""
-EVERY = "eval_steps" if "eval_steps" in RewardSection.model_fields else "checkpoint_steps"
-"""The setting that says when the log gets an evaluation."""
 
 
 class Watch(Progress):
@@ -86,7 +84,7 @@ def settings(spec: dict[str, Any]) -> RewardSection:
         "micro_tokens": spec["micro_tokens"],
         "max_length": WHOLE,
         "checkpoint_steps": WHOLE,
-        EVERY: spec["every"] or WHOLE,
+        "eval_steps": spec["every"] or WHOLE,
         **spec.get("reward", {}),
     }
     return RewardSection.model_validate(chosen)

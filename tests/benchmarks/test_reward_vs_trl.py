@@ -41,10 +41,10 @@ def test_their_token_ids_are_what_our_training_reads(folder: Path) -> None:
     assert rows == data.make_rankings(MADE)
     encoder = Encoder(load_tokenizer(folder / "backbone"), max_length=ours.WHOLE)
     counts: Counter[str] = Counter()
-    read_by_ours = encode_rankings(rows, encoder, RewardSection(max_length=ours.WHOLE), counts)
+    read_by_ours = list(encode_rankings(rows, encoder, RewardSection(max_length=ours.WHOLE), counts))
     read_by_theirs = theirs.read_ids(folder / "train.ids.jsonl")
     assert [[list(answer.ids) for answer in ranking.answers] for ranking in read_by_ours] == read_by_theirs
-    assert counts == {"whole": 18}
+    assert counts == {"answers/whole": 18, "rankings/read": 6, "rankings/shortened": 0}
     assert theirs.digest(read_by_theirs) == data.digest(data.token_ids(encoder.tokenizer, rows))
 
 
