@@ -380,6 +380,22 @@ class TestWhatIsTrained:
         run(tmp_path, backbone("llama"), rows, [], name="again", trained=lora)
         assert contents(tmp_path / "out") == contents(tmp_path / "again")
 
+    def test_what_a_step_drops_follows_from_seed_and_step(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Other processes' generators are in no checkpoint, so nothing may depend on what was drawn before."""
+        rows, lora = make_rankings(16), {"type": "lora", "rank": 4, "dropout": 0.2}
+        run(tmp_path, backbone("llama"), rows, [], trained=lora)
+        original = Trainer._step
+
+        def drawn_before(self: Any, step: int) -> None:
+            torch.rand(step)
+            original(self, step)
+
+        monkeypatch.setattr(Trainer, "_step", drawn_before)
+        run(tmp_path, backbone("llama"), rows, [], name="again", trained=lora)
+        assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
     def test_an_unknown_module_is_named(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"no linear layer named w_proj.*choose from down_proj, gate_proj"):
             run(tmp_path, backbone("llama"), make_rankings(8), [], trained={"type": "lora", "target_modules": ["w_proj"]})

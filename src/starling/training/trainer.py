@@ -172,9 +172,8 @@ class Trainer:
         engine = self.engine
         batches = self.plan.batches(step)[engine.rank]
         engine.module.train()
-        torch.manual_seed(
-            int(content_hash([self.plan.seed, step, engine.rank], 15), 16)
-        )  # of adapters' dropout; nothing else draws
+        # of adapters' dropout; nothing else draws
+        torch.manual_seed(int(content_hash([self.plan.seed, step, engine.rank], 15), 16))
         self.task.begin(self.plan.items(step), step)
         losses: list[torch.Tensor] = []
         sums = torch.zeros(1 + len(self.task.metrics), device=engine.device)
