@@ -126,10 +126,11 @@ def test_verdicts_balance_on_a_tie_and_do_not_silence_it() -> None:
     torch.testing.assert_close(weights_BKK[0], torch.tensor([[0, 1, 0.5], [1, 0, 1], [0.5, 1, 0]]) / 3)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("weights", ["none", "confidence"])
 @pytest.mark.parametrize("pairs", ["best_vs_worst", "random"])
-def test_two_answers_are_scored_and_the_loss_is_that_of_the_whole_ranking(pairs: str) -> None:
+def test_two_answers_are_scored_and_the_loss_is_that_of_the_whole_ranking(pairs: str, weights: str) -> None:
     """Margins by rank, soft labels and weights included; the other answers get no gradient."""
-    chosen = objective(type="bradley_terry", pairs=pairs, margin=0.1, margin_per_rank=0.3, soft_labels=True, weights="confidence")
+    chosen = objective(type="bradley_terry", pairs=pairs, margin=0.1, margin_per_rank=0.3, soft_labels=True, weights=weights)
     known = tuple(pair(i, j, 0.6 + 0.04 * (i + j)) for i in range(4) for j in range(i + 1, 4))
     whole = [ranking(1, 2, 2, 4, name=str(i), pairs=known) for i in range(12)]
     scores_BK = torch.randn(12, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
