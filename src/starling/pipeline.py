@@ -239,10 +239,10 @@ def _gold_of(asked: Sequence[Prompt], texts: Sequence[str], finished: Sequence[b
     return {"gold": sum(scores) / len(scores)}
 
 
-def _rankings(job: Job, split: str) -> list[RankedPrompt]:
-    """The dataset's rows of a split, with their ties."""
+def _rankings(job: Job, split: str) -> Collection[RankedPrompt]:
+    """The dataset's rows of a split, with their ties; read when they are iterated, again each time."""
     file = job.path("dataset") / f"{split}.parquet"
-    return list(nectar.NectarFile(file)) if file.exists() else []
+    return nectar.NectarFile(file) if file.exists() else ()
 
 
 def _evaluate(job: Job) -> None:

@@ -357,6 +357,8 @@ class TestWhatIsTrained:
         assert all("lora_" in key or "score" in key or "classifier" in key or "pooler" in key for key in stored)
         statistics = json.loads((tmp_path / "adapter" / "starling.json").read_text())
         assert statistics == load_scalar(tmp_path / "merged").statistics
+        assert load_scalar(tmp_path / "adapter").statistics == statistics
+        assert load_scalar(tmp_path / "merged").statistics["std"] > 0
 
     def test_a_killed_lora_training_saves_and_resumes_the_adapter_alone(
         self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

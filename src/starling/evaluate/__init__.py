@@ -15,7 +15,7 @@ Every interval is a 95 % bootstrap over prompts. Nothing here imports torch befo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def run(
     progress: Progress,
     out: Path,
     sampling: Sampling,
-    rankings: Sequence[RankedPrompt] = (),
+    rankings: Iterable[RankedPrompt] = (),
     batch: int = 128,
     budget_tokens: int = 16_384,
     systems: Mapping[str, str] | None = None,
@@ -203,7 +203,7 @@ def _pool_answers(
     return answers, left_out
 
 
-def _ranked_answers(rankings: Sequence[RankedPrompt]) -> list[_Answer]:
+def _ranked_answers(rankings: Iterable[RankedPrompt]) -> list[_Answer]:
     """The answers of held-out rankings; their truth is minus the rank."""
     return [
         _Answer(prompt_id=r.prompt.id, messages=r.prompt.messages, model=a.model, text=a.answer, finished=True, truth=-a.rank)

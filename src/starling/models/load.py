@@ -23,6 +23,8 @@ from starling.models.scalar_head import ScalarHead
 log = logging.getLogger(__name__)
 
 PAD_TOKEN = "<|pad|>"
+STATISTICS_FILE = "starling.json"
+"""Beside an adapter, which has no config of its own: mean and deviation of the scores on validation."""
 _NO_LIMIT = 1 << 40
 """transformers writes 10³⁰ where a tokenizer has no longest input."""
 
@@ -97,6 +99,8 @@ def load_scalar(path: Path | str, base: Path | None = None, dtype: torch.dtype =
     """
     if is_adapter(path):
         head = ScalarHead(_merged(Path(path), base, dtype).eval())
+        if statistics := _statistics(Path(path) / STATISTICS_FILE):
+            head.set_statistics(**statistics)
     else:
         config = load_config(path)
         if config.num_labels > 2:  # 2 is what transformers fills in where a config says nothing
@@ -175,6 +179,17 @@ def longest_input(model: Any, tokenizer: Any = None) -> int | None:
         offset = model.config.pad_token_id + 1 if "roberta" in str(model.config.model_type) else 0
         limits.append(int(positions) - int(offset))
     return min(limits, default=None)
+
+
+def _statistics(path: Path) -> dict[str, float]:
+    """{"mean", "std"} of an adapter's scores; {} where there is no such file, or training had no validation rankings."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return {name: float(found[name]) for name in ("mean", "std")} if found else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"The score statistics are damaged: {error}", where=str(path), cure="copy the folder again") from None
 
 
 def is_adapter(path: Path | str) -> bool:

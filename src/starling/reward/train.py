@@ -34,7 +34,7 @@ from starling.config import RewardSection
 from starling.errors import InputError
 from starling.lineage import SPEED
 from starling.models.encode import Encoder
-from starling.models.load import load_backbone_as_scalar, load_tokenizer, longest_input, save_folder
+from starling.models.load import STATISTICS_FILE, load_backbone_as_scalar, load_tokenizer, longest_input, save_folder
 from starling.models.scalar_head import ScalarHead
 from starling.models.score import Layout, choose_layout, score_groups
 from starling.progress import SILENT, Progress
@@ -48,9 +48,6 @@ from starling.training.plan import Plan, count, deal
 from starling.training.trackers import open_trackers
 from starling.training.trained import TrainedPart, TrainedWeights
 from starling.training.trainer import Rules, Trainer, best, newest
-
-STATISTICS_FILE = "starling.json"
-"""Beside an adapter, which has no config of its own: mean and deviation of the scores on validation."""
 
 
 def train(
