@@ -82,3 +82,12 @@ def test_the_worked_example_of_the_losses(name: str, loss: str) -> None:
 
     assert f"**{loss}**" in page("losses.md")
     assert float(LOSSES[name](torch.tensor([[2.0, 1.0, 0.0]])).loss) == pytest.approx(float(loss), abs=5e-5)
+
+
+def test_every_benchmark_of_reward_models_is_explained() -> None:
+    from starling.evaluate.reward_benchmarks import BENCHMARKS, preference, ranked, truth, xstest
+
+    described = {b.name for module in (preference, truth, xstest, ranked) for b in module.BENCHMARKS}
+    assert described <= set(BENCHMARKS)
+    table = page("benchmark-sets.md").split("## The sets")[1].split("## Scores")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == described

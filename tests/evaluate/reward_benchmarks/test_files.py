@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from starling.errors import InputError
-from starling.evaluate.reward_benchmarks import BENCHMARKS, Item, Reading, Scored, benchmark, read_scores
+from starling.evaluate.reward_benchmarks import BENCHMARKS, Item, Reading, Scored, benchmark, read_scores, truth
 from starling.evaluate.reward_benchmarks.truth import mc1
 
 USER = [{"role": "user", "content": "hi"}]
@@ -144,6 +145,7 @@ def test_verbosity_prefers_the_short_one(tmp_path: Path) -> None:
         ("human_preference", ab(winner="model_a", score_a=float("-inf")), "'score_a' is -inf"),
         ("human_preference", ab(winner="model_a", score_b=None), "'score_b' is None"),
         ("human_preference", ab(winner="model_a", score_b="2.0"), "'score_b' is '2.0'"),
+        ("human_preference", ab(winner="model_a", score_b=True), "'score_b' is True"),
         ("safety_preference", ab(), "no field 'safer_response_id'"),
         ("safety_preference", ab(safer_response_id=2), "'safer_response_id' is 2, not 0 or 1"),
         ("safety_preference", ab(safer_response_id=True), "'safer_response_id' is True"),
@@ -356,6 +358,12 @@ def test_the_threshold_is_chosen_on_the_other_half(tmp_path: Path) -> None:
     assert (shifted["accuracy"], shifted["parts"]["pairs"]["accuracy"]) == (0.5, 1.0)
 
 
+def test_a_score_at_the_threshold_means_true() -> None:
+    """The first half puts the threshold between 0 (false) and 2 (true): at 1, where the other half's one answer stands."""
+    right = truth._held_out_accuracy(np.array([0.0, 2.0, 1.0]), np.array([False, True, True]), np.array([0, 0, 1]))
+    assert right[2] == 1.0
+
+
 # ── XSTest ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -458,6 +466,20 @@ def test_the_answering_model_is_judged_by_other_clusters_only(tmp_path: Path) ->
     said = benchmark("kwise").measure(read_scores(benchmark("kwise"), path).items, 100, 0)
     assert said["baselines"]["answering_model"] == 0.0
     assert said["top1_baselines"]["answering_model"] == 0.0
+
+
+def test_the_answering_models_rank_is_taken_from_the_middle_of_its_ranking(tmp_path: Path) -> None:
+    """m1 was third of seven, above the middle; m0 second of two, below it, though 2 < 3: so m1 is expected to win."""
+    seven = ranking("a", [3, 1, 2, 4, 5, 6, 7], [0.0] * 7)
+    two, last = (ranking(prompt, ranks, [0.0, 0.0]) for prompt, ranks in (("b", [2, 1]), ("c", [2, 1])))
+    for row, models in ((seven, ["m1", *"opqrst"]), (two, ["m0", "x"]), (last, ["m0", "m1"])):
+        for answer, model in zip(row["answers"], models, strict=True):
+            answer["model"] = model
+    path = write(tmp_path / "rows.jsonl", seven, two, last)
+    said = benchmark("kwise").measure(read_scores(benchmark("kwise"), path).items, 100, 0)
+    # in c, m1 is half a place above the middle and m0 half below it; the models that are nowhere else stand in the middle.
+    # a: m1 above all others, right for the four below it; b: x above m0, right; c: m1 (+1 in a) above m0 (-1/2 in b), right
+    assert said["baselines"]["answering_model"] == pytest.approx((4 + 1 + 1) / 23)
 
 
 def test_an_imported_folder_is_read_by_its_rankings(tmp_path: Path) -> None:

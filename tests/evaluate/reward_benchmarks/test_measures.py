@@ -82,6 +82,20 @@ def test_the_gap_to_the_best_baseline_is_paired() -> None:
     assert found["ci"][0] < found["accuracy"] < found["ci"][1]  # type: ignore[index]
 
 
+def test_above_chance_has_the_width_of_the_accuracy() -> None:
+    """All ten right: the differences are all one half and resampling them shows no width, but ten pairs are only ten."""
+    found = measured(*(pair(i, (2, 1), ("ab", "cd")) for i in range(10)))
+    assert found["over_baseline"]["baseline"] == "chance"  # type: ignore[index]
+    assert found["over_baseline"]["ci"] == pytest.approx([end - 0.5 for end in found["ci"]])  # type: ignore[index, attr-defined]
+    assert found["ci"][1] - found["ci"][0] > 0.2  # type: ignore[index]
+
+
+def test_a_subset_without_a_pair_is_no_part() -> None:
+    tied = Item(id="9", cluster="c", subset="tied", messages=(), answers=("a", "b"), truth=(1.0, 1.0))
+    rows = (pair(1, (2, 1), subset="s"), Scored(tied, (1.0, 2.0)), pair(2, (2, 1), subset="t"))
+    assert list(measured(*rows)["parts"]) == ["s", "t"]  # type: ignore[call-overload]
+
+
 def test_only_pairs_that_differ_in_truth_and_neighbours() -> None:
     item = Item(id="1", cluster="c", subset="", messages=(), answers=("a", "b", "c", "d"), truth=(-1.0, -2.0, -2.0, -7.0))
     pairs = measures.Pairs()

@@ -125,9 +125,11 @@ def test_a_score_file_gives_the_same_result_as_the_scores(tmp_path: Path, name: 
 
 def test_the_same_scores_are_the_same_bytes(tmp_path: Path) -> None:
     found = ScoredSet(benchmark="pairs", model="m", data="d", items=tuple(scored("pairs")), left_out={})
-    for name in ("a.jsonl.gz", "b.jsonl.gz"):
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "b.jsonl.gz"):  # an older file is replaced
         benchmarks.write_scores(tmp_path / name, found)
-    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    data = (tmp_path / "a.jsonl.gz").read_bytes()
+    assert data == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert data[3:8] == bytes(5), "neither name nor time"
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,11 @@ TRIVIAL: Mapping[str, Callable[[str], float]] = {
 """Scorers that know nothing of the prompt; a reward model is worth something above the best of them."""
 
 
+def trivial_scores(item: Item) -> dict[str, list[float]]:
+    """What the scorers of TRIVIAL give the item's answers."""
+    return {name: [score(answer) for answer in item.answers] for name, score in TRIVIAL.items()}
+
+
 # ── pairs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -72,9 +77,9 @@ class Pairs:
 
         Args:
             only: no more than the pair of these two positions.
-            trivial: scores of the item's answers by trivial scorers besides those of TRIVIAL, the same ones for every item.
+            trivial: the answers' scores by trivial scorers, the same ones for every item; those of TRIVIAL when not given.
         """
-        values = {name: [score(answer) for answer in item.answers] for name, score in TRIVIAL.items()} | dict(trivial or {})
+        values = trivial_scores(item) if trivial is None else trivial
         truths = sorted(set(item.truth))
         level = [truths.index(t) for t in item.truth]
         length = [max(1, len(answer)) for answer in item.answers]
@@ -120,9 +125,10 @@ class Pairs:
         return {name: np.array(column) for name, column in self._trivial.items()}
 
     def subsets(self) -> dict[str, NDArray[np.bool_]]:
-        """Which pairs are of each subset, by name."""
+        """Which pairs are of each subset, by name; subsets without a pair are absent."""
         subset_N = np.array(self._subset)
-        return {name: subset_N == number for name, number in sorted(self._subsets.items())}
+        found = {name: subset_N == number for name, number in sorted(self._subsets.items())}
+        return {name: where_N for name, where_N in found.items() if where_N.any()}
 
 
 def measure_pairs(scored: Iterable[Scored], resamples: int, seed: int) -> dict[str, Any]:
@@ -191,12 +197,14 @@ def against(value_N: Any, trivial: Mapping[str, Any], clusters: Any, resamples: 
     """
     means = {name: float(np.mean(values)) for name, values in trivial.items()}
     best = max(means, key=lambda name: means[name])
-    numbers = np.asarray(clusters).tolist()
-    gap = stats.paired_difference(value_N, trivial[best], numbers, resamples=resamples, seed=seed)
-    return {
-        "baselines": means,
-        "over_baseline": {"baseline": best, "difference": gap.mean, "ci": [gap.low, gap.high]},
-    }
+    if best == "chance" and len({*trivial[best]}) == 1:  # a constant: the interval is that of the value, with its width
+        low, high = (end - means[best] for end in share(value_N, clusters, resamples, seed)["ci"])
+    else:
+        numbers = np.asarray(clusters).tolist()
+        gap = stats.paired_difference(value_N, trivial[best], numbers, resamples=resamples, seed=seed)
+        low, high = gap.low, gap.high
+    difference = float(np.mean(value_N)) - means[best]
+    return {"baselines": means, "over_baseline": {"baseline": best, "difference": difference, "ci": [low, high]}}
 
 
 # ── shares ───────────────────────────────────────────────────────────────────────────────────────────────────────────

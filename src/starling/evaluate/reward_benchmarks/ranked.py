@@ -9,8 +9,8 @@ Rankings whose answers are all equally good are left out and counted: any order 
 answers with the same function, their truth being a gold score or a rank.
 
 Trivial scorers beside it (docs of the data's origin: a scorer is worth something above them): those of `measures.TRIVIAL`, and
-`answering_model`, which gives each answer the mean rank that its model has in the *other* clusters. It knows who wrote an answer
-and reads nothing of it.
+`answering_model`, which gives each answer the mean rank that its model has in the *other* clusters, counted from the middle of
+each ranking. It knows who wrote an answer and reads nothing of it.
 
 File: the public schema of Nectar, ranks as whole numbers or floats, ties allowed; or the folder of an imported dataset.
 Broken rows are counted.
@@ -18,7 +18,7 @@ Broken rows are counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,12 @@ def measure(scored: Iterable[Scored], resamples: int, seed: int) -> dict[str, An
     """All of the module's docstring; every number None when no two answers of an item differ in truth."""
     rows = [found for found in scored if len(set(found.item.truth)) > 1]
     items = [found.item for found in rows]
-    by_model = _scores_by_model(items)
+    trivial = [measures.trivial_scores(item) for item in items]
+    for known, by_model in zip(trivial, _scores_by_model(items), strict=False):
+        known["answering_model"] = by_model
     pairs = measures.Pairs()
-    for number, found in enumerate(rows):
-        pairs.add(found.item, found.scores, trivial={"answering_model": by_model[number]} if by_model else None)
+    for found, known in zip(rows, trivial, strict=True):
+        pairs.add(found.item, found.scores, trivial=known)
     said = measures.describe(pairs, resamples, seed)
     if not rows:
         return said | dict.fromkeys(("adjacent", "top1", "top1_baselines", "kendall_tau"))
@@ -102,7 +104,7 @@ def measure(scored: Iterable[Scored], resamples: int, seed: int) -> dict[str, An
         "rankings": len(rows),
         "adjacent": measures.share(pairs.margins[next_N] > 0, pairs.clusters[next_N], resamples, seed),
         "top1": measures.share(tops, cluster_N, resamples, seed),
-        "top1_baselines": _top_baselines(items, by_model),
+        "top1_baselines": _top_baselines(items, trivial),
         "kendall_tau": {"tau": tau.mean, "ci": [tau.low, tau.high], "n": len(rows)},
     }
 
@@ -133,14 +135,12 @@ def _scores_by_model(items: Sequence[Item]) -> list[list[float]]:
     return [[score(item, label) for label in item.labels] for item in items]
 
 
-def _top_baselines(items: Sequence[Item], by_model: Sequence[Sequence[float]]) -> dict[str, float]:
+def _top_baselines(items: Sequence[Item], trivial: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
     chance = [item.truth.count(max(item.truth)) / len(item.truth) for item in items]
     found = {"chance": float(np.mean(chance))}
-    for name, score in measures.TRIVIAL.items():
-        found[name] = float(np.mean([measures.top_one([score(a) for a in item.answers], item.truth) for item in items]))
-    if by_model:
-        tops = [measures.top_one(scores, item.truth) for item, scores in zip(items, by_model, strict=True)]
-        found["answering_model"] = float(np.mean(tops))
+    for name in trivial[0]:
+        tops = [measures.top_one(known[name], item.truth) for item, known in zip(items, trivial, strict=True)]
+        found[name] = float(np.mean(tops))
     return found
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from starling.errors import InputError
 from starling.evaluate.reward_benchmarks import measures
 from starling.evaluate.reward_benchmarks.items import Benchmark, Item, Reading, Scored
 from starling.evaluate.reward_benchmarks.reading import (
@@ -116,7 +117,7 @@ def read_questions(path: Path, reading: Reading) -> Iterator[ReadItem]:
         messages = conversation(text(row, "Question"))
         best = text(row, "Best Answer").strip()
         correct, incorrect = _listed(text(row, "Correct Answers")), _listed(text(row, "Incorrect Answers"))
-        worst = (row.get("Best Incorrect Answer") or "").strip()
+        worst = text(row, "Best Incorrect Answer").strip() if row.get("Best Incorrect Answer") else ""
         both = {*correct, best} & {*incorrect, worst}
         reading.left_out["answer_both_correct_and_incorrect"] += len(both)
         correct = [answer for answer in correct if answer != best and answer not in both]
@@ -241,8 +242,6 @@ def read_labelled(path: Path, reading: Reading) -> Iterator[ReadItem]:
 
 
 def _labelled(row: Row, path: Path) -> tuple[str, str, bool]:
-    from starling.errors import InputError
-
     fields = row.value or {}
     found = _LABELLED.fullmatch(str(fields.get("prompt", "")))
     said = str(fields.get("completion", "")).strip()
