@@ -15,9 +15,10 @@ from typer.core import TyperGroup
 
 from starling.cli.chain import run_to
 from starling.cli.common import OPTIONS, AsJson, ConfigFile, Overrides, complain, load, print_json, print_table
+from starling.cli.reward import Base, Dtype, check_dtype, load_scorer
 
 if TYPE_CHECKING:
-    from starling.evaluate.reward_benchmarks import ScoredSet
+    from starling.evaluate.reward_benchmarks import Kept, ScoredSet
 
 
 class _RunByDefault(TyperGroup):
@@ -57,7 +58,8 @@ def evaluate_reward(
         typer.Option("--scores", metavar="FILE", help="Answers with their scores, instead of --model; or NAME=FILE, repeated."),
     ] = None,
     save_scores: Annotated[
-        Path | None, typer.Option("--save-scores", metavar="FILE", help="Keep the model's scores (.jsonl, .jsonl.gz).")
+        Path | None,
+        typer.Option("--save-scores", metavar="FILE", help="Keep the model's scores (.jsonl, .jsonl.gz); a killed run goes on."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -67,6 +69,8 @@ def evaluate_reward(
         Path | None,
         typer.Option("--gold", metavar="FILE", help="A second model's scores of the same answers: the truth for best-of-n."),
     ] = None,
+    base: Base = None,
+    dtype: Dtype = "float32",
     list_: Annotated[bool, typer.Option("--list", help="Say which benchmarks there are and where their files are.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -79,8 +83,9 @@ def evaluate_reward(
         return
     wanted = asking.understand(benchmark or [], model, data or [], scores or [], save_scores)
     found = [benchmarks.read_scores(benchmarks.benchmark(name), path) for name, path in wanted.scores.items()]
+    kept = None
     if wanted.model is not None:
-        found = _score(wanted.model, wanted.data)
+        found, kept = _score(wanted.model, wanted.data, base, dtype, asking.keeping_place(save_scores, out))
     if save_scores is not None:
         benchmarks.write_scores(save_scores, found[0])
     if gold is not None:
@@ -89,6 +94,8 @@ def evaluate_reward(
     if out is not None:
         asking.write(out, found, results, with_scores=wanted.model is not None)
         _keep(out, found, results, str(wanted.model or ""))
+    if kept is not None:
+        kept.drop()
     if as_json:
         print_json(results[0] if len(results) == 1 else {"results": results})
     else:
@@ -136,14 +143,21 @@ def _keep(out: Path, found: Sequence[ScoredSet], results: Sequence[dict[str, Any
     complain(f"page: {reward_page.write_page(results, out, model=name)}")
 
 
-def _score(model: Path, data: dict[str, Path]) -> list[ScoredSet]:
-    from starling import interact
+def _score(
+    model: Path, data: dict[str, Path], base: Path | None, dtype: str, place: Path | None
+) -> tuple[list[ScoredSet], Kept | None]:
+    """The model's scores, and where they are kept meanwhile if there is a place for them."""
+    from starling import interact, scoring
     from starling.evaluate import reward_benchmarks as benchmarks
     from starling.progress import RichProgress
+    from starling.records import content_hash
 
+    check_dtype(dtype)
     folder = interact.model_folder(model, "reward")
     read = {name: (path, *benchmarks.read_items(benchmarks.benchmark(name), path)) for name, path in data.items()}
-    return benchmarks.score_all(folder, read, RichProgress())
+    key = content_hash([scoring.folder_key(folder), str(base), dtype], 32)
+    kept = None if place is None else benchmarks.Kept(place, key)
+    return benchmarks.score_all(lambda: load_scorer(folder, base, dtype), str(folder), read, RichProgress(), kept), kept
 
 
 # ── what is shown ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -167,6 +181,10 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
         if rows:
             print(f"\n{result['benchmark']}")
             print_table(rows)
+        if result["cut"]:
+            complain(
+                f"{result['benchmark']}: {result['cut']:,} answers stand in conversations too long for the model, cut on the left"
+            )
         if result["left_out"]:
             counts = ", ".join(f"{n:,} {reason}" for reason, n in result["left_out"].items())
             complain(f"{result['benchmark']}: not asked about or not usable: {counts}")

@@ -51,13 +51,13 @@ def score(
     from starling.rows import files_of, line_rows, read_rows
 
     folder = interact.model_folder(path, "reward")
-    _check_dtype(dtype)
+    check_dtype(dtype)
     if out is not None and not files:
         raise UsageError("--out needs files to read", where="the command line", cure="name FILEs, or redirect stdout instead")
     if out is not None:
         key = [scoring.folder_key(folder), str(base), dtype]
         counts = scoring.score_files(
-            lambda: _scorer(folder, base, dtype), files or [], out, key, strict=strict, progress=RichProgress()
+            lambda: load_scorer(folder, base, dtype), files or [], out, key, strict=strict, progress=RichProgress()
         )
         print(json.dumps({"out": str(out), "outcomes": dict(sorted(counts.items()))}))
         return
@@ -69,7 +69,7 @@ def score(
     progress = RichProgress() if sys.stderr.isatty() and not sys.stdout.isatty() else SILENT
     progress.start("scoring rows", 0)
     try:
-        for found in scoring.score_items(_scorer(folder, base, dtype), items, strict=strict, progress=progress):
+        for found in scoring.score_items(load_scorer(folder, base, dtype), items, strict=strict, progress=progress):
             tally.add(found)
             print(scoring.as_json(found))
     finally:
@@ -77,14 +77,16 @@ def score(
     tally.check()
 
 
-def _check_dtype(dtype: str) -> None:
+def check_dtype(dtype: str) -> None:
+    """Refuse other names of weights' types than those offered."""
     from starling.errors import UsageError
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UsageError(f"There is no dtype '{dtype}'", where="--dtype", cure="use float32, bfloat16 or float16")
 
 
-def _scorer(folder: Path, base: Path | None, dtype: str) -> Scorer:
+def load_scorer(folder: Path, base: Path | None, dtype: str) -> Scorer:
+    """The reward model of a folder, ready to score; this imports torch."""
     from starling.models.scorer import Scorer
 
     return Scorer(folder, base, dtype)
@@ -109,10 +111,10 @@ def serve_reward(
     from starling.serve_reward import RewardServer, check_host, serve
 
     folder = interact.model_folder(path, "reward")
-    _check_dtype(dtype)
+    check_dtype(dtype)
     key = os.environ.get(key_env) or None
     check_host(host, key, key_env)
-    server = RewardServer(_scorer(folder, base, dtype), name or folder.resolve().name, key)
+    server = RewardServer(load_scorer(folder, base, dtype), name or folder.resolve().name, key)
     serve(server, host, port, lambda url: complain(f"{server.name} answers on {url}; Ctrl-C stops it"))
 
 

@@ -99,6 +99,7 @@ def test_from_a_model_and_again_from_its_saved_scores(
     assert first["left_out"] == {"tie": 1}
     again = json.loads(run("--benchmark", "human_preference", "--scores", saved, "--json")[1])
     assert again == first
+    assert [p.name for p in tmp_path.rglob("*.scoring")] == [], "what was kept meanwhile is gone"
     assert saved.read_bytes() == (tmp_path / "out" / "human_preference.scores.jsonl.gz").read_bytes()
 
 
@@ -116,6 +117,7 @@ def test_from_a_model_and_again_from_its_saved_scores(
         (("--benchmark", "pairs", "--scores", "FILE", "--data", "FILE"), "beside it"),
         (("--benchmark", "pairs", "--model", "m"), "no file for the benchmark 'pairs'"),
         (("--model", "m"), "No benchmark is named"),
+        (("--benchmark", "pairs", "--model", "m", "--data", "FILE", "--dtype", "int8"), "no dtype 'int8'"),
         (("--benchmark", "pairs", "--scores", "FILE", "--save-scores", "s.jsonl"), "--save-scores"),
         (("--model", "m", "--data", "pairs=FILE", "--data", "kwise=FILE", "--save-scores", "s.jsonl"), "--save-scores"),
     ],

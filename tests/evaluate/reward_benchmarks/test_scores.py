@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def test_a_perfect_reward_is_perfect_and_its_opposite_is_not(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("file", ["s.jsonl", "s.jsonl.gz"])
 def test_a_score_file_gives_the_same_result_as_the_scores(tmp_path: Path, name: str, file: str) -> None:
-    found = ScoredSet(benchmark=name, model="m", data="d.json", items=tuple(scored(name, lambda s: s / 3)), left_out={"tie": 3})
+    found = ScoredSet(
+        benchmark=name, model="m", data="d.json", items=tuple(scored(name, lambda s: s / 3)), left_out={"tie": 3}, cut=2
+    )
     benchmarks.write_scores(tmp_path / "new" / file, found)
     assert benchmarks.read_scores(benchmark(name), tmp_path / "new" / file) == found
     assert [p.name for p in (tmp_path / "new").iterdir()] == [file]
@@ -160,7 +163,9 @@ def test_a_score_file_of_another_benchmark_is_refused(tmp_path: Path) -> None:
     benchmarks.write_scores(tmp_path / "s.jsonl", found)
     with pytest.raises(InputError, match=r"'pairs', not of 'harmless'.*pairs="):
         benchmarks.read_scores(benchmark("harmless"), tmp_path / "s.jsonl")
-    (tmp_path / "s.jsonl").write_text(json.dumps({"benchmark": "pairs", "model": "", "data": "", "left_out": {"tie": "x"}}))
+    (tmp_path / "s.jsonl").write_text(
+        json.dumps({"benchmark": "pairs", "model": "", "data": "", "left_out": {"tie": "x"}, "cut": 0})
+    )
     with pytest.raises(InputError, match="first line"):
         benchmarks.read_scores(benchmark("pairs"), tmp_path / "s.jsonl")
 
@@ -192,34 +197,80 @@ def reward_model(backbone: Callable[..., Path], tmp_path_factory: pytest.TempPat
     return folder
 
 
-def test_a_models_scores_are_those_of_score_and_each_stands_at_its_answer(reward_model: Path) -> None:
-    from starling.models.score import score_conversations
+def scorer(folder: Path) -> Callable[[], Any]:
+    def load() -> Any:
+        from starling.models.scorer import Scorer
 
+        return Scorer(folder)
+
+    return load
+
+
+def unused() -> Any:
+    raise AssertionError("everything is kept: no model is loaded")
+
+
+def test_a_models_scores_are_those_of_score_and_each_stands_at_its_answer(reward_model: Path) -> None:
     pairs = [item(n, ("a cat", "", "a dog and a cow")[: 2 + n % 2], (2.0, 1.0, 0.0)[: 2 + n % 2]) for n in range(5)]
     triplets = [SHAPES["truthful_qa"](n) for n in range(3)]
     wanted = {"pairs": (Path("p.jsonl"), pairs, Reading()), "truthful_qa": (Path("t.json"), triplets, Reading())}
-    found = benchmarks.score_all(reward_model, wanted)
-    assert [(one.benchmark, one.data, one.model, len(one.items)) for one in found] == [
-        ("pairs", "p.jsonl", str(reward_model), 5),
-        ("truthful_qa", "t.json", str(reward_model), 3),
+    found = benchmarks.score_all(scorer(reward_model), "my-model", wanted)
+    assert [(one.benchmark, one.data, one.model, len(one.items), one.cut) for one in found] == [
+        ("pairs", "p.jsonl", "my-model", 5, 0),
+        ("truthful_qa", "t.json", "my-model", 3, 0),
     ]
+    alone = scorer(reward_model)()
     for one in found:
         for row in one.items:
-            alone = score_conversations(reward_model, [(row.item.messages, answer, True) for answer in row.item.answers])
-            assert row.scores == pytest.approx(alone, abs=1e-5)
+            conversations = [(row.item.messages, answer) for answer in row.item.answers]
+            assert list(row.scores) == [alone.score(alone.encode([conversation]))[0] for conversation in conversations]
             assert len(set(row.scores)) == len(row.scores)
+
+
+def test_cut_conversations_and_those_the_template_refuses_are_counted(reward_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "strict"
+    shutil.copytree(reward_model, folder)
+    template = "{% if messages[0]['content'] == 'question 1' %}{{ raise_exception('no') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(template + (folder / "chat_template.jinja").read_text("utf-8"), encoding="utf-8")
+    rows = [SHAPES["pairs"](n) for n in range(3)]
+    rows.append(item(9, ("word " * 200, "short"), (1.0, 0.0)))
+    found = benchmarks.score_all(scorer(folder), "m", {"pairs": (Path("p"), rows, Reading())})[0]
+    assert ([row.item.id for row in found.items], found.left_out, found.cut) == (["0", "2", "9"], {"template_refuses": 1}, 1)
+    with pytest.raises(InputError, match="refuses every item"):
+        benchmarks.score_all(scorer(folder), "m", {"pairs": (Path("p"), rows[1:2], Reading())})
+
+
+def test_a_killed_run_goes_on_with_what_it_has(reward_model: Path, tmp_path: Path) -> None:
+    rows = [SHAPES["pairs"](n) for n in range(6)]
+    wanted = {"pairs": (Path("p"), rows, Reading())}
+    plain = benchmarks.score_all(scorer(reward_model), "m", wanted)
+    place = tmp_path / "new" / ".scoring"
+    assert benchmarks.score_all(scorer(reward_model), "m", wanted, kept=benchmarks.Kept(place, "key")) == plain
+    lines = place.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 12
+    assert benchmarks.score_all(unused, "m", wanted, kept=benchmarks.Kept(place, "key")) == plain
+    # killed in the middle of a line: that one and what follows is scored again
+    for broken in (7, 1):  # in the numbers; before the end of the line
+        place.write_bytes(b"".join(lines[:5]) + lines[5][:-broken])
+        again = benchmarks.Kept(place, "key")
+        assert len(again.found) == 4
+        assert benchmarks.score_all(scorer(reward_model), "m", wanted, kept=again) == plain
+        assert place.read_bytes() == b"".join(lines)
+    # another model's scores are not used
+    assert benchmarks.Kept(place, "other").found == {}
+    assert json.loads(place.read_text("utf-8")) == {"model": "other"}
 
 
 def test_a_model_that_gives_no_numbers_is_an_error(reward_model: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in reward_model.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(reward_model, broken)
     weights = load_file(broken / "model.safetensors")
     save_file(
         {k: v * float("nan") if "score" in k else v for k, v in weights.items()}, broken / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(InputError, match=r"no finite number.*pairs, item 0"):
-        benchmarks.score_all(broken, {"pairs": (Path("p"), [SHAPES["pairs"](0)], Reading())})
+    kept = benchmarks.Kept(tmp_path / ".scoring", "key")
+    with pytest.raises(InputError, match=r"no finite number: nan.*my-model, answer 'aaa'"):
+        benchmarks.score_all(scorer(broken), "my-model", {"pairs": (Path("p"), [SHAPES["pairs"](0)], Reading())}, kept=kept)
+    assert kept.found == {}

@@ -12,9 +12,9 @@
     diagnosis     what all share: length, calibration, best_of_n; intervals behind them
     compare       several models on the same items; folders: results of one model on disk
     registry      every benchmark by name
-    scores        a model's scores, score files
+    scores        items with a model's scores, score files; model_scores: a model that scores them
 
-`measure` gives one benchmark's result as plain data; `scores.score_all` and `scores.read_scores` give what it measures. Nothing
+`measure` gives one benchmark's result as plain data; `score_all` and `read_scores` give what it measures. Nothing
 here imports torch before a model is loaded.
 """
 
@@ -25,8 +25,9 @@ from typing import Any
 
 from starling.evaluate.reward_benchmarks import diagnosis
 from starling.evaluate.reward_benchmarks.items import Benchmark, Item, Reading, Scored
+from starling.evaluate.reward_benchmarks.model_scores import Kept, read_items, score_all
 from starling.evaluate.reward_benchmarks.registry import BENCHMARKS, benchmark
-from starling.evaluate.reward_benchmarks.scores import ScoredSet, read_items, read_scores, score_all, write_scores
+from starling.evaluate.reward_benchmarks.scores import ScoredSet, read_scores, write_scores
 
 __all__ = [
     "BENCHMARKS",
@@ -34,6 +35,7 @@ __all__ = [
     "SEED",
     "Benchmark",
     "Item",
+    "Kept",
     "Reading",
     "Scored",
     "ScoredSet",
@@ -64,6 +66,7 @@ def measure(found: ScoredSet, resamples: int = RESAMPLES, seed: int = SEED) -> d
         "data": found.data,
         **diagnosis.describe(found.items, ranked=found.benchmark == "kwise", seed=seed, resamples=resamples),
         **measured,
+        "cut": found.cut,
         "left_out": dict(Counter(found.left_out) + Counter(measured.get("left_out", {}))),
         "interval": {"level": 0.95, "method": "percentile bootstrap over clusters", "resamples": resamples, "seed": seed},
     }

@@ -119,6 +119,13 @@ def against_gold(found: Sequence[ScoredSet], gold: Path) -> ScoredSet:
     return replace(proxy, benchmark="best_of_n", items=tuple(items), left_out=left_out)
 
 
+def keeping_place(save_scores: Path | None, out: Path | None) -> Path | None:
+    """Where scores are kept while they are made: beside where they will stand; None where nothing is written."""
+    if save_scores is not None:
+        return save_scores.with_name(f".{save_scores.name}.scoring")
+    return None if out is None else out / ".scoring"
+
+
 def write(folder: Path, found: Sequence[ScoredSet], results: Sequence[dict[str, Any]], *, with_scores: bool) -> None:
     """Write each result as NAME.json and, if wanted, its scores as NAME.scores.jsonl.gz; older ones are replaced."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Where scores come from: a reward model, which reads each conversation once, or a file of scores.
+"""Items with a model's scores, and files of them.
 
-A score file is jsonl (.gz too). Its first line is about the whole: {"benchmark", "model", "data", "left_out"}; each other line is
-an item with its scores: {"id", "cluster", "subset", "messages", "answers", "truth", "labels", "scores"}. So a benchmark is
-measured again, or two models compared on the same items, without a model and without the benchmark's file. The public score
+A score file is jsonl (.gz too). Its first line is about the whole: {"benchmark", "model", "data", "left_out", "cut"}; each other
+line is an item with its scores: {"id", "cluster", "subset", "messages", "answers", "truth", "labels", "scores"}. So a benchmark
+is measured again, or two models compared on the same items, without a model and without the benchmark's file. The public score
 files, in a benchmark's own shape with `score_a`, `score_b` … beside the answers, are read as well.
 """
 
@@ -21,7 +21,6 @@ from typing import IO, Any, cast
 from starling.errors import InputError
 from starling.evaluate.reward_benchmarks.items import Benchmark, Item, Reading, Scored
 from starling.evaluate.reward_benchmarks.reading import Broken, ReadItem, RowFields, finite, items_of, turns
-from starling.progress import SILENT, Progress
 from starling.rows import Row, read_rows
 
 
@@ -36,52 +35,8 @@ class ScoredSet:
     """Name of the file that the items were read from."""
     items: tuple[Scored, ...]
     left_out: Mapping[str, int]
-
-
-# ── from a model ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def read_items(benchmark: Benchmark, path: Path) -> tuple[list[Item], Reading]:
-    """A benchmark's items without scores.
-
-    Raises:
-        InputError: the file is not the benchmark's; see `reading.items_of`.
-    """
-    reading = Reading()
-    return [item for item, _ in benchmark.read(path, reading)], reading
-
-
-def score_all(
-    folder: Path, wanted: Mapping[str, tuple[Path, Sequence[Item], Reading]], progress: Progress = SILENT
-) -> list[ScoredSet]:
-    """Scores of the items of several benchmarks in one go: the model is loaded once and reads each conversation once.
-
-    Args:
-        folder: a reward model.
-        wanted: benchmark's name → (its file, its items, what reading it left out).
-
-    Raises:
-        InputError: the folder holds no reward model, or it gives a score that is no number.
-    """
-    from starling.models.score import score_conversations
-
-    everything = [item for _, items, _ in wanted.values() for item in items]
-    scores = iter(score_conversations(folder, [(i.messages, a, True) for i in everything for a in i.answers], progress=progress))
-    found = []
-    for name, (path, items, reading) in wanted.items():
-        rows = []
-        for item in items:
-            of_item = tuple(islice(scores, len(item.answers)))
-            try:
-                rows.append(Scored(item, of_item))
-            except ValueError:
-                raise InputError(
-                    f"The model gives a score that is no finite number: {of_item}",
-                    where=f"{folder}, {name}, item {item.id}",
-                    cure="check the model: its training may have diverged, or its weights may be incomplete",
-                ) from None
-        found.append(ScoredSet(benchmark=name, model=str(folder), data=path.name, items=tuple(rows), left_out=counted(reading)))
-    return found
+    cut: int = 0
+    """Answers whose conversation was longer than the model can read, and was cut on the left."""
 
 
 def counted(reading: Reading) -> dict[str, int]:
@@ -99,7 +54,8 @@ def write_scores(path: Path, found: ScoredSet) -> None:
     try:
         with _writable(part, path.name.endswith(".gz")) as file:
             about = {
-                "benchmark": found.benchmark, "model": found.model, "data": found.data, "left_out": dict(found.left_out)
+                "benchmark": found.benchmark, "model": found.model, "data": found.data,
+                "left_out": dict(found.left_out), "cut": found.cut,
             }  # fmt: skip
             file.write(json.dumps(about, ensure_ascii=False) + "\n")
             for row in found.items:
@@ -157,8 +113,8 @@ def read_scores(benchmark: Benchmark, path: Path) -> ScoredSet:
                 cure="give a file with score_a, score_b … in every row, or score the answers with --model (and --save-scores)",
             )
         rows.append(Scored(item, scores))
-    model, data = (about["model"], about["data"]) if about else ("", path.name)
-    return ScoredSet(benchmark=benchmark.name, model=model, data=data, items=tuple(rows), left_out=counted(reading))
+    model, data, cut = (about["model"], about["data"], about["cut"]) if about else ("", path.name, 0)
+    return ScoredSet(benchmark=benchmark.name, model=model, data=data, items=tuple(rows), left_out=counted(reading), cut=cut)
 
 
 def _about(path: Path) -> dict[str, Any] | None:
@@ -167,12 +123,13 @@ def _about(path: Path) -> dict[str, Any] | None:
         return None
     first: Row | None = next(iter(read_rows(path)), None)
     value = first.value if first is not None else None
-    if value is None or set(value) != {"benchmark", "model", "data", "left_out"}:
+    if value is None or set(value) != {"benchmark", "model", "data", "left_out", "cut"}:
         return None
-    counts = value["left_out"]
-    if not isinstance(counts, dict) or not all(isinstance(n, int) and n >= 0 for n in counts.values()):
+    counts, cut = value["left_out"], value["cut"]
+    if not isinstance(counts, dict) or not all(isinstance(n, int) and n >= 0 for n in (cut, *counts.values())):
         raise InputError("The first line of the score file is damaged", where=f"{path}, line 1", cure="score again")
-    return {"benchmark": str(value["benchmark"]), "model": str(value["model"]), "data": str(value["data"]), "left_out": counts}
+    named = {name: str(value[name]) for name in ("benchmark", "model", "data")}
+    return {**named, "left_out": counts, "cut": cut}
 
 
 def _parse(row: RowFields, number: str) -> ReadItem:
