@@ -184,6 +184,10 @@ def _trial(head: Any, group: Sequence[Encoded], pad_id: int, layout: Layout) -> 
     (LoRA freezes them).
     """
     caught: list[torch.Tensor] = []
+    weights_N = torch.linspace(1.0, 2.0, len(group))
+    parts: list[tuple[Sequence[Encoded], torch.Tensor]] = [(group, weights_N)]
+    if layout == "sequences":  # one after the other: the trial must not be the most memory that a training takes
+        parts = [(group[i : i + 1], weights_N[i : i + 1]) for i in range(len(group))]
 
     def catch(_: Any, __: Any, states: torch.Tensor) -> None:
         (states if states.requires_grad else states.requires_grad_()).retain_grad()
@@ -195,15 +199,18 @@ def _trial(head: Any, group: Sequence[Encoded], pad_id: int, layout: Layout) -> 
         parameter.grad = None  # else the trial would add to it
     handle = getattr(head, "module", head).model.get_input_embeddings().register_forward_hook(catch)
     try:
-        with torch.enable_grad():
-            scores_BK, _ = score_groups(head, [group], pad_id, layout)
-            (scores_BK[0] * torch.linspace(1.0, 2.0, len(group), device=scores_BK.device)).sum().backward()
+        scores = []
+        for part, weights in parts:
+            with torch.enable_grad():
+                scores_BK, _ = score_groups(head, [part], pad_id, layout)
+                (scores_BK[0] * weights.to(scores_BK.device)).sum().backward()
+            scores.append(scores_BK[0].detach())
     finally:
         handle.remove()
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
     grads = [states.grad.float().sum((0, 1)) for states in caught if states.grad is not None]
-    return scores_BK[0].detach(), torch.stack(grads).sum(0)
+    return torch.cat(scores), torch.stack(grads).sum(0)
 
 
 def score_conversations(
