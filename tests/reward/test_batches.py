@@ -114,6 +114,15 @@ def test_it_is_made_once_per_rows_tokenizer_and_lengths(
     assert len(made) == 4
 
 
+def test_an_order_is_the_ranking_without_tokens(make_rankings: Make, encoder: Encoder, tmp_path: Path) -> None:
+    store = build_store(tmp_path / "store", make_rankings(3), encoder, SETTINGS)
+    for i, whole in enumerate(store):
+        order = store.order(i)
+        assert (order.prompt_id, order.ranks, order.pairs) == (whole.prompt_id, whole.ranks, whole.pairs)
+        assert [a.ids for a in order.answers] == [()] * len(whole.answers)
+        assert all(a.ids for a in whole.answers)
+
+
 def test_a_draft_that_a_kill_left_is_made_anew(make_rankings: Make, encoder: Encoder, tmp_path: Path) -> None:
     draft = tmp_path / ".store.draft"
     draft.mkdir()

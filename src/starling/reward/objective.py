@@ -88,6 +88,11 @@ class Objective:
         """Loss and metrics of a micro-batch; its share of the step's loss."""
         return self._loss(scores_BK, targets, normaliser=normaliser)
 
+    @property
+    def answers_read(self) -> int | None:
+        """How many answers of a ranking `select` leaves; None means all."""
+        return 2 if self._reads_a_pair else None
+
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
