@@ -79,6 +79,7 @@ def test_what_was_put_in_comes_out(make_rankings: Make, encoder: Encoder, tmp_pa
     answers = 300 * 3 + 4 * 7 + 3 * 2 - 1
     assert store.counts == {
         "answers/whole": answers - 2, "answers/dropped": 2, "rankings/read": 307, "rankings/shortened": 1, "rankings/dropped": 1,
+        "rankings/without_confidence": 307 - sum(bool(row.pairs) for row in rows),
     }  # fmt: skip
     with pytest.raises(IndexError):
         store[len(store)]

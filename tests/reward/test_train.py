@@ -22,7 +22,7 @@ from starling.models.encode import Encoder
 from starling.models.load import load_backbone_as_scalar, load_scalar, load_tokenizer
 from starling.models.score import score_conversations
 from starling.models.tree import tree_tokens
-from starling.records import RankedAnswer, RankedPrompt
+from starling.records import RankedAnswer, RankedPair, RankedPrompt
 from starling.reward import train as module
 from starling.reward.batches import build_store
 from starling.reward.train import train
@@ -340,6 +340,18 @@ class TestWhenThingsHappen:
         (tmp_path / "work-out" / "log.jsonl").write_bytes(b"")
         with pytest.raises(TrainingError, match="Lines of the log are gone"):
             run(tmp_path, backbone("llama"), make_rankings(8), [])
+
+    def test_confidence_that_nobody_gave_is_not_taken_for_certainty(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path
+    ) -> None:
+        plain = make_rankings(8)
+        known = plain[0].model_copy(update={"pairs": (RankedPair(better=0, worse=1, confidence=0.75, weight=4.0),)})
+        loss: dict[str, Any]
+        for loss in ({"type": "plackett_luce", "weights": "confidence"}, {"type": "bradley_terry", "soft_labels": True}):
+            with pytest.raises(InputError, match="how sure its judge was"):
+                run(tmp_path, backbone("llama"), plain, [], loss=loss)
+            metrics = run(tmp_path, backbone("llama"), [known, *plain[1:]], [], name=loss["type"], loss=loss)
+            assert metrics["rankings/without_confidence"] == 7
 
     def test_without_validation_there_is_no_best(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no validation rankings"):

@@ -93,6 +93,12 @@ class Objective:
         """How many answers of a ranking `select` leaves; None means all."""
         return 2 if self._reads_a_pair else None
 
+    @property
+    def reads_confidence(self) -> bool:
+        """Whether what is known of single pairs makes a difference."""
+        settings = self.settings
+        return settings.weights == "confidence" or (isinstance(settings, BradleyTerry) and settings.soft_labels)
+
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property

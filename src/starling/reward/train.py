@@ -130,7 +130,7 @@ def train(
 
 _COUNTS = (
     *(f"answers/{how}" for how in ("whole", "prompt_cut", "answer_cut", "dropped")),
-    *(f"rankings/{what}" for what in ("shortened", "dropped", "uninformative")),
+    *(f"rankings/{what}" for what in ("shortened", "dropped", "uninformative", "without_confidence")),
 )
 
 
@@ -178,6 +178,12 @@ def _stores(
             f"No ranking is left to train on ({rankings.counts.get('rankings/read', 0)} given, {rankings.counts})",
             where="the rankings of the train split",
             cure='give rankings that are not all one tie; raise reward.max_length, or set reward.over_long to "truncate_left"',
+        )
+    if objective.reads_confidence and rankings.counts.get("rankings/without_confidence") == rankings.counts["rankings/read"]:
+        raise InputError(
+            "No ranking says how sure its judge was of any pair, so every pair would count alike",
+            where="reward.loss.weights and reward.loss.soft_labels",
+            cure='set weights = "none" and soft_labels = false, or train on the dataset stage of a run (imports have none)',
         )
     if not len(held_out) and (settings.keep == "best" or settings.patience is not None):
         raise InputError(
