@@ -79,6 +79,7 @@ def test_what_was_put_in_comes_out(make_rankings: Make, encoder: Encoder, tmp_pa
     answers = 300 * 3 + 4 * 7 + 3 * 2 - 1
     assert store.counts == {
         "answers/whole": answers - 2, "answers/dropped": 2, "rankings/read": 307, "rankings/shortened": 1, "rankings/dropped": 1,
+        "rankings/without_confidence": 307 - sum(bool(row.pairs) for row in rows),
     }  # fmt: skip
     with pytest.raises(IndexError):
         store[len(store)]
@@ -112,6 +113,15 @@ def test_it_is_made_once_per_rows_tokenizer_and_lengths(
         build_store(tmp_path / "store", *other)
         build_store(tmp_path / "store", *other)
     assert len(made) == 4
+
+
+def test_an_order_is_the_ranking_without_tokens(make_rankings: Make, encoder: Encoder, tmp_path: Path) -> None:
+    store = build_store(tmp_path / "store", make_rankings(3), encoder, SETTINGS)
+    for i, whole in enumerate(store):
+        order = store.order(i)
+        assert (order.prompt_id, order.ranks, order.pairs) == (whole.prompt_id, whole.ranks, whole.pairs)
+        assert [a.ids for a in order.answers] == [()] * len(whole.answers)
+        assert all(a.ids for a in whole.answers)
 
 
 def test_a_draft_that_a_kill_left_is_made_anew(make_rankings: Make, encoder: Encoder, tmp_path: Path) -> None:

@@ -21,9 +21,12 @@ from starling.losses.ranking import plackett_luce
 from starling.models.encode import Encoder
 from starling.models.load import load_backbone_as_scalar, load_scalar, load_tokenizer
 from starling.models.score import score_conversations
-from starling.records import RankedAnswer, RankedPrompt
+from starling.models.tree import tree_tokens
+from starling.records import RankedAnswer, RankedPair, RankedPrompt
 from starling.reward import train as module
+from starling.reward.batches import build_store
 from starling.reward.train import train
+from starling.training import checkpoint
 from starling.training.trainer import Trainer
 
 Make = Callable[..., Any]
@@ -91,6 +94,30 @@ def test_micro_tokens_do_not_change_the_result(backbone: Make, make_rankings: Ma
     for other in heads[1:]:
         for key, value in heads[0].items():
             torch.testing.assert_close(other[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_metrics_do_not_depend_on_micro_batches_where_all_is_one_tie(backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+    """Bradley–Terry with `tied_pairs` learns from such a ranking too, but it has no pair to be right about."""
+    rows = make_rankings(8)
+    tied = [r.model_copy(update={"answers": tuple(a.model_copy(update={"rank": 1}) for a in r.answers)}) for r in rows[:5]]
+    loss = {"type": "bradley_terry", "tied_pairs": True}
+    for name, tokens in (("one", 10**9), ("many", 1)):
+        run(tmp_path, backbone("llama"), [*tied, *rows[5:]], [], name=name, micro_tokens=tokens, loss=loss)
+    one, many = (rows_of(tmp_path / name)[0] for name in ("one", "many"))
+    for key in ("loss", "pair_accuracy", "top1", "margin"):
+        assert many[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5)
+    assert one["pair_accuracy"] * 18 == pytest.approx(round(one["pair_accuracy"] * 18))  # of three rankings with six pairs
+
+
+def test_what_pairs_cost(backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+    encoder = Encoder(load_tokenizer(backbone("llama")), 128)
+    store = build_store(tmp_path / "store", make_rankings(6, k=5) + make_rankings(2, k=2, seed=3), encoder, settings())
+    for i, ranking in enumerate(store):
+        pairs = [(a, b) for n, a in enumerate(ranking.answers) for b in ranking.answers[:n]]
+        most = max(tree_tokens([a.ids, b.ids]) for a, b in pairs)
+        assert most <= module.costs(store, "shared_prefix", 2)[i] <= min(store.shared[i], 2 * ranking.longest)
+        assert module.costs(store, "sequences", 2)[i] == module.costs(store, "all_pairs", 2)[i] == 2 * ranking.longest
+        assert module.costs(store, "sequences")[i] == len(ranking.answers) * ranking.longest
 
 
 @pytest.mark.parametrize("kill_at", [2, 4, 6, 7])
@@ -252,6 +279,7 @@ class TestWhenThingsHappen:
         )  # fmt: skip
         assert len(weights) == 4  # of 6: the third is no better than the second, nor is the fourth
         assert metrics["best_step"] == 2
+        assert metrics["steps"] == 4
         assert metrics["validation/top1"] == 0.5
         saved = load_scalar(tmp_path / "out")
         assert torch.equal(saved.model.score.weight.detach(), weights[1])
@@ -282,6 +310,48 @@ class TestWhenThingsHappen:
             tmp_path, backbone("llama"), make_rankings(24), make_rankings(4, seed=9), eval_steps=1, keep="best", metric="loss"
         )
         assert metrics["best_step"] == 2
+
+    def test_the_best_outlives_a_kill(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Better ones came after the checkpoint and are gone with the kill; this time (rounding) they are not better."""
+        rows, held_out = make_rankings(64), make_rankings(4, seed=9)  # 8 steps
+        kept = {"eval_steps": 1, "keep": "best", "metric": "top1", "checkpoint_steps": 2}
+        weights: list[torch.Tensor] = []
+        self.evaluations(monkeypatch, [0.1, 0.5, 0.6, 0.7, *[0.0] * 6], weights)
+        original = checkpoint.save
+
+        def dies(folder: Path, step: int, *args: Any, **named: Any) -> Path:
+            if folder.name == "checkpoints" and step == 4:
+                raise ZeroDivisionError
+            return original(folder, step, *args, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", dies)
+            with pytest.raises(ZeroDivisionError):
+                run(tmp_path, backbone("llama"), rows, held_out, **kept)
+        self.evaluations(monkeypatch, [0.3, 0.2, 0.1, 0.1, 0.1, 0.1], [])
+        metrics = run(tmp_path, backbone("llama"), rows, held_out, **kept)
+        assert metrics["best_step"] == 2
+        assert torch.equal(load_scalar(tmp_path / "out").model.score.weight.detach(), weights[1])
+
+    def test_a_shortened_log_is_not_filled_up(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
+        run(tmp_path, backbone("llama"), make_rankings(8), [])
+        (tmp_path / "work-out" / "log.jsonl").write_bytes(b"")
+        with pytest.raises(TrainingError, match="Lines of the log are gone"):
+            run(tmp_path, backbone("llama"), make_rankings(8), [])
+
+    def test_confidence_that_nobody_gave_is_not_taken_for_certainty(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path
+    ) -> None:
+        plain = make_rankings(8)
+        known = plain[0].model_copy(update={"pairs": (RankedPair(better=0, worse=1, confidence=0.75, weight=4.0),)})
+        loss: dict[str, Any]
+        for loss in ({"type": "plackett_luce", "weights": "confidence"}, {"type": "bradley_terry", "soft_labels": True}):
+            with pytest.raises(InputError, match="how sure its judge was"):
+                run(tmp_path, backbone("llama"), plain, [], loss=loss)
+            metrics = run(tmp_path, backbone("llama"), [known, *plain[1:]], [], name=loss["type"], loss=loss)
+            assert metrics["rankings/without_confidence"] == 7
 
     def test_without_validation_there_is_no_best(self, backbone: Make, make_rankings: Make, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no validation rankings"):
@@ -450,3 +520,21 @@ class TestTrackers:
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
         with pytest.raises(UsageError, match=rf"{name} is not installed.*pip install {name}"):
             run(tmp_path, backbone("llama"), make_rankings(8), [], trackers=(name,))
+        assert not (tmp_path / "work-out").exists()  # before hours of tokenising
+
+    def test_they_are_closed_when_a_signal_stops_the_training(
+        self, backbone: Make, make_rankings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended: list[bool] = []
+        shown = types.SimpleNamespace(log=lambda numbers, step: None, close=lambda: ended.append(True))
+        monkeypatch.setattr(module, "open_trackers", lambda *_: [shown])
+        original = Trainer._step
+
+        def hit(self: Any, step: int) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            original(self, step)
+
+        monkeypatch.setattr(Trainer, "_step", hit)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, backbone("llama"), make_rankings(8), [])
+        assert ended == [True]

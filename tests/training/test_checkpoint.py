@@ -94,6 +94,17 @@ def test_two_newest_are_kept_and_drafts_are_cleared(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "nowhere") is None
 
 
+def test_those_named_are_kept_and_no_others(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (1, 2, 3, 9):  # 9: of a training that was killed and went back to 2
+        run.save(step, keep=range(20))
+    run.save(4, keep=[2])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+    (tmp_path / "step-00000002" / "meta.json").write_text("{")
+    assert checkpoint.extras(tmp_path) == [{"losses": []}]
+    assert checkpoint.extras(tmp_path / "nowhere") == []
+
+
 @pytest.mark.parametrize("victim", ["model.safetensors", "state.pt", "meta.json"])
 @pytest.mark.parametrize("how", ["cut", "changed", "gone"])
 def test_a_damaged_newest_falls_back_with_a_warning(

@@ -68,8 +68,8 @@ def encode_rankings(
     """Rankings as token ids, every answer with its whole conversation; holds a few hundred at a time.
 
     `counts` gains how many answers went in whole, prompt_cut, answer_cut or dropped (answers/…), how many rankings were read,
-    lost an answer, or are left with fewer than two and not returned (rankings/read, shortened, dropped). A ranking that loses
-    an answer keeps the order of the others.
+    say nothing of single pairs, lost an answer, or are left with fewer than two and not returned (rankings/read,
+    without_confidence, shortened, dropped). A ranking that loses an answer keeps the order of the others.
     """
     source = iter(rows)
     while chunk := list(islice(source, CHUNK)):
@@ -79,6 +79,7 @@ def encode_rankings(
             counts.update(f"answers/{how}" for _, how in fitted)
             kept = [place for place, (answer, _) in enumerate(fitted) if answer is not None]
             counts["rankings/read"] += 1
+            counts["rankings/without_confidence"] += not row.pairs
             if len(kept) < 2:
                 counts["rankings/dropped"] += 1
                 continue
@@ -131,13 +132,21 @@ class TokenStore(Sequence[EncodedRanking]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        return self._read(index, tokens=True)
+
+    def order(self, index: int) -> EncodedRanking:
+        """The ranking without the tokens of its answers: for what follows from ranks and pairs, at a fraction of the memory."""
+        return self._read(index, tokens=False)
+
+    def _read(self, index: int, *, tokens: bool) -> EncodedRanking:
         here, after = self._rankings[index % len(self)], self._rankings[index % len(self) + 1]
         rows = self._answers[here["answer"] : after["answer"]]
         about = json.loads(self._about[here["about"] : after["about"]].tobytes())
+        spans = [(int(r["start"]), int(r["start"] + r["tokens"]) if tokens else int(r["start"])) for r in rows]
         return EncodedRanking(
             prompt_id=about["id"],
             answers=tuple(
-                Encoded(tuple(self._ids[r["start"] : r["start"] + r["tokens"]].tolist()), int(r["prompt"])) for r in rows
+                Encoded(tuple(self._ids[a:b].tolist()), int(prompt)) for (a, b), prompt in zip(spans, rows["prompt"], strict=True)
             ),
             ranks=tuple(int(r) for r in rows["rank"]),
             pairs=tuple(RankedPair.model_validate(pair) for pair in about["pairs"]),
@@ -196,6 +205,9 @@ def build_store(
     progress.finish()
     meta = {"key": key, "counts": dict(counts), "digest": digest}
     (draft / "meta.json").write_text(json.dumps(meta, sort_keys=True), encoding="utf-8")
+    for path in draft.iterdir():  # a power failure must not leave the name without the content
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     draft.rename(folder)
     return TokenStore(folder)
 

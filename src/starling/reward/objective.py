@@ -88,6 +88,17 @@ class Objective:
         """Loss and metrics of a micro-batch; its share of the step's loss."""
         return self._loss(scores_BK, targets, normaliser=normaliser)
 
+    @property
+    def answers_read(self) -> int | None:
+        """How many answers of a ranking `select` leaves; None means all."""
+        return 2 if self._reads_a_pair else None
+
+    @property
+    def reads_confidence(self) -> bool:
+        """Whether what is known of single pairs makes a difference."""
+        settings = self.settings
+        return settings.weights == "confidence" or (isinstance(settings, BradleyTerry) and settings.soft_labels)
+
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property

@@ -45,7 +45,7 @@ from starling.training import checkpoint
 from starling.training.engine import Engine, kind_of
 from starling.training.loop import load_whole, make_accelerator, set_determinism
 from starling.training.plan import Plan, count, deal
-from starling.training.trackers import open_trackers
+from starling.training.trackers import open_trackers, require
 from starling.training.trained import TrainedPart, TrainedWeights
 from starling.training.trainer import Rules, Trainer, best, newest
 
@@ -91,6 +91,7 @@ def train(
     set_determinism(seed)
     accelerator = make_accelerator(settings.precision)
     progress = progress if accelerator.is_main_process else SILENT
+    require(settings.trackers)
     load_whole(accelerator)
     model = _Model(backbone, settings, seed)
     objective = Objective(settings, seed)
@@ -103,7 +104,8 @@ def train(
         checkpoint.load_modules(resumed, {"weights": TrainedWeights(model.head)}, key=key)
     total = count(len(rankings), settings.rankings_per_step, settings.epochs)
     engine, layout = _start(model, accelerator, rankings[0], settings, total)
-    plan = Plan(costs(rankings, layout), settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, engine.ranks)
+    tokens = costs(rankings, layout, objective.answers_read)
+    plan = Plan(tokens, settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, engine.ranks)
     task = _Rankings(rankings, held_out, model.encoder.pad_id, layout, objective, settings.micro_tokens)
     shown = open_trackers(settings.trackers, tracking or out.parent / "tracking", "reward", chosen) if engine.first else []
     trainer = Trainer(engine, task, plan, _rules(settings), work, key=key, trackers=shown)
@@ -119,7 +121,7 @@ def train(
         "rankings/train": float(len(rankings)),
         "rankings/validation": float(len(held_out)),
         "max_length": float(model.encoder.max_length),
-        "steps": float(len(plan)),
+        "steps": float(state.steps),
         **{name: float(rankings.counts.get(name, 0)) for name in _COUNTS},
         **({"best_step": float(state.best_step)} if settings.keep == "best" else {}),
         **{f"validation/{name}": value for name, value in validation.items()},
@@ -128,7 +130,7 @@ def train(
 
 _COUNTS = (
     *(f"answers/{how}" for how in ("whole", "prompt_cut", "answer_cut", "dropped")),
-    *(f"rankings/{what}" for what in ("shortened", "dropped", "uninformative")),
+    *(f"rankings/{what}" for what in ("shortened", "dropped", "uninformative", "without_confidence")),
 )
 
 
@@ -177,6 +179,12 @@ def _stores(
             where="the rankings of the train split",
             cure='give rankings that are not all one tie; raise reward.max_length, or set reward.over_long to "truncate_left"',
         )
+    if objective.reads_confidence and rankings.counts.get("rankings/without_confidence") == rankings.counts["rankings/read"]:
+        raise InputError(
+            "No ranking says how sure its judge was of any pair, so every pair would count alike",
+            where="reward.loss.weights and reward.loss.soft_labels",
+            cure='set weights = "none" and soft_labels = false, or train on the dataset stage of a run (imports have none)',
+        )
     if not len(held_out) and (settings.keep == "best" or settings.patience is not None):
         raise InputError(
             "There are no validation rankings to tell the best weights by",
@@ -199,11 +207,15 @@ def _start(
     return engine, engine.told(choose_layout(engine.model, first.answers, pad_id, settings.layout, half))
 
 
-def costs(rankings: TokenStore, layout: Layout) -> npt.NDArray[np.int64]:
-    """Tokens of every ranking in a forward pass: shared ones once, or K rows (K − 1 for each of K) as long as the longest."""
+def costs(rankings: TokenStore, layout: Layout, read: int | None = None) -> npt.NDArray[np.int64]:
+    """Tokens of every ranking in a forward pass: shared ones once, or K rows (K − 1 for each of K) as long as the longest.
+
+    Where only `read` of its answers are, not always the same: what they take at most (but for forks too short to merge).
+    """
+    sizes = rankings.sizes if read is None else np.minimum(rankings.sizes, read)
     if layout == "shared_prefix":
-        return rankings.shared
-    rows = rankings.sizes if layout == "sequences" else rankings.sizes * (rankings.sizes - 1)
+        return rankings.shared if read is None else np.minimum(rankings.shared, sizes * rankings.longest)
+    rows = sizes if layout == "sequences" else sizes * (sizes - 1)
     return rows * rankings.longest
 
 
@@ -225,7 +237,7 @@ class _Rankings:
 
     def __init__(
         self,
-        rankings: Sequence[EncodedRanking],
+        rankings: TokenStore,
         held_out: TokenStore,
         pad_id: int,
         layout: Layout,
@@ -234,18 +246,19 @@ class _Rankings:
     ) -> None:
         self.rankings, self.held_out, self.pad_id, self.layout = rankings, held_out, pad_id, layout
         self._budget, self._objective = micro_tokens, objective
-        self._normaliser, self._count = 1.0, 1
+        self._normaliser, self._ordered = 1.0, 1
 
     def begin(self, items: Sequence[int], step: int) -> None:
-        self._normaliser = self._objective.normaliser([self.rankings[i] for i in items])
-        self._count = len(items)
+        rankings = [self.rankings.order(i) for i in items]
+        self._normaliser = self._objective.normaliser(rankings)
+        self._ordered = max(1, sum(map(_is_ordered, rankings)))
 
     def loss(self, model: Any, items: Sequence[int], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         selected = [self._objective.select(self.rankings[i], step) for i in items]
         scores_BK, _ = score_groups(model, [r.answers for r in selected], self.pad_id, self.layout)
         targets = self._objective.targets(selected, step).to(scores_BK.device)
         outputs = self._objective(scores_BK, targets, self._normaliser)
-        share = len(items) / self._count
+        share = sum(map(_is_ordered, selected)) / self._ordered  # the metrics are means over those
         return outputs.loss, {name: outputs.metrics[name] * share for name in self.metrics}
 
     def one_pass(self, model: Any) -> torch.Tensor:
@@ -264,13 +277,18 @@ class _Rankings:
                 scores_NK[torch.tensor(items, device=engine.device), : found_BK.shape[1]] = found_BK
             engine.even_out(scores_NK, lambda: self.one_pass(model))
         scores_NK = engine.total(scores_NK)  # each ranking was scored by one process, the others add 0
-        whole = list(self.held_out)
+        whole = [self.held_out.order(i) for i in range(len(sizes))]
         targets = self._objective.targets(whole, 0).to(scores_NK.device)
         outputs = self._objective(scores_NK, targets, self._objective.normaliser(whole))
         return {"loss": float(outputs.loss), **{name: float(value) for name, value in outputs.metrics.items()}}
 
     def name(self, item: int) -> str:
         return self.rankings[item].prompt_id
+
+
+def _is_ordered(ranking: EncodedRanking) -> bool:
+    """Whether any two of its answers differ in rank."""
+    return len(set(ranking.ranks)) > 1
 
 
 def _save(

@@ -21,7 +21,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,8 +68,9 @@ def save(
     *,
     key: str = "",
     write: bool = True,
+    keep: Collection[int] | None = None,
 ) -> Path:
-    """Write a checkpoint after `step` steps, atomically, and keep the newest two.
+    """Write a checkpoint after `step` steps, atomically; of the others the newest stays, or those of `keep`.
 
     Args:
         directory: folder of the checkpoints, made if missing.
@@ -79,6 +80,7 @@ def save(
         extra: whatever else the loop needs; must survive JSON.
         key: what the checkpoint belongs to (settings, data); `load` refuses another.
         write: False on the processes that only help to gather.
+        keep: steps whose checkpoints stay beside this one, all others go; if None, the newest two stay.
     """
     final = directory / f"step-{step:08d}"
     gathered = {name: part.tensors() for name, part in modules.items() if not isinstance(part, torch.nn.Module)}
@@ -115,7 +117,7 @@ def save(
         final.rename(old)
     draft.rename(final)
     _sync(directory)
-    _tidy(directory)
+    _tidy(directory, None if keep is None else {step, *keep})
     return final
 
 
@@ -139,6 +141,17 @@ def problem(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def extras(directory: Path) -> list[dict[str, Any]]:
+    """What `save` was given as `extra` for each checkpoint that is there, oldest first; unreadable ones left out."""
+    found = []
+    for path in _all(directory):
+        try:
+            found.append(dict(json.loads((path / "meta.json").read_text(encoding="utf-8"))["extra"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # `latest` says so when it matters
+    return found
 
 
 _CURE = "delete the folder of checkpoints to start this training anew"
@@ -212,8 +225,9 @@ def _all(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*")) if directory.is_dir() else []
 
 
-def _tidy(directory: Path) -> None:
-    for path in _all(directory)[:-KEPT]:
+def _tidy(directory: Path, keep: Collection[int] | None) -> None:
+    found = _all(directory)
+    for path in found[:-KEPT] if keep is None else [p for p in found if int(p.name.removeprefix("step-")) not in keep]:
         shutil.rmtree(path, ignore_errors=True)
     for pattern in (".draft-*", ".old-*"):
         for path in directory.glob(pattern):

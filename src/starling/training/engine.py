@@ -35,15 +35,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from starling.config import OptimizerSection
 from starling.errors import ConfigError, TrainingError
-from starling.training.loop import make_optimizer
+from starling.training.loop import is_on, make_optimizer
 from starling.training.trained import layers_of, trained_parameters
 
 Kind = Literal["single", "ddp", "fsdp2", "deepspeed"]
-
-
-def is_on(variable: str, default: str = "false") -> bool:
-    """Whether an environment variable of `accelerate launch` says yes."""
-    return os.environ.get(variable, default).lower() in ("true", "1", "yes")
 
 
 def kind_of(ranks: int) -> Kind:

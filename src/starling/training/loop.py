@@ -45,6 +45,11 @@ def set_determinism(seed: int, threads: int = 0) -> None:
         torch.set_num_threads(threads)
 
 
+def is_on(variable: str, default: str = "false") -> bool:
+    """Whether an environment variable of `accelerate launch` says yes."""
+    return os.environ.get(variable, default).lower() in ("true", "1", "yes")
+
+
 def make_accelerator(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Accelerator:
     """The processes of this training and their devices, as torchrun or `accelerate launch` started them; one without.
 
@@ -54,7 +59,7 @@ def make_accelerator(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Acc
     cuda = torch.cuda.is_available()
     bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     AcceleratorState._reset_state()  # an earlier training of this process may have used another precision
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    deepspeed = is_on("ACCELERATE_USE_DEEPSPEED")
     backend = None if cuda else "gloo"  # torch may be built with MPI, which accelerate would prefer
     processes = InitProcessGroupKwargs(backend=backend, timeout=LONGEST_WAIT) if "LOCAL_RANK" in os.environ else None
     return Accelerator(

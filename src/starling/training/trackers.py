@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from starling.errors import UsageError
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
 class Tracker(Protocol):
@@ -23,6 +23,16 @@ class Tracker(Protocol):
     def log(self, numbers: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
+
+
+def require(names: Sequence[str]) -> None:
+    """See that the trackers can be opened, before hours of work are done.
+
+    Raises:
+        UsageError: one is not installed.
+    """
+    for name in names:
+        _module(_MODULES[name], name)
 
 
 def open_trackers(names: Sequence[str], folder: Path, what: str, settings: Mapping[str, Any]) -> list[Tracker]:
@@ -49,13 +59,13 @@ def _module(name: str, tracker: str) -> Any:
         raise UsageError(
             f"The tracker {tracker} is not installed ({error})",
             where="reward.trackers",
-            cure=f"pip install {_PACKAGES[tracker]}, or leave it out: log.jsonl has the same numbers",
+            cure=f"pip install {tracker}, or leave it out: log.jsonl has the same numbers",
         ) from None
 
 
 class _TensorBoard:
     def __init__(self, folder: Path, what: str, settings: Mapping[str, Any]) -> None:
-        self._writer = _module("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self._writer = _module(_MODULES["tensorboard"], "tensorboard").SummaryWriter(str(folder / "tensorboard"))
         self._writer.add_text("settings", "\n".join(f"{k} = {v}" for k, v in settings.items()))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:

@@ -7,7 +7,7 @@ ends in the same weights and the same log, bit for bit, on the same machine and 
 `folder` holds, while a training goes on:
 
     checkpoints/     training.checkpoint; the newest two
-    best/            the weights of the best evaluation, where they are wanted
+    best/            the weights of the best evaluation, where they are wanted: of this moment, and of each checkpoint
     log.jsonl        one line per `log_steps` steps, one per evaluation; depends on data, settings and seed only
     speed.jsonl      seconds, tokens per second and memory of the same steps; differs from run to run
     non_finite.json  the items of a step that was refused
@@ -92,6 +92,8 @@ class State:
     without_better: int = 0
     """Evaluations in a row that were not better than the best."""
     stopped: bool = False
+    steps: int = 0
+    """Steps done."""
 
 
 class Trainer:
@@ -132,14 +134,16 @@ class Trainer:
         done = self._resume(resumed)
         self._began = time.monotonic()
         progress.advance(done)
-        with self._interruptible(), self._log() as log:
-            for step in range(done + 1, len(self.plan) + 1):
-                if self.state.stopped:
-                    break
-                note = self._go(step, log)
-                progress.advance(1, note)
-        for tracker in self.trackers:
-            tracker.close()
+        try:
+            with self._interruptible(), self._log() as log:
+                for step in range(done + 1, len(self.plan) + 1):
+                    if self.state.stopped:
+                        break
+                    note = self._go(step, log)
+                    progress.advance(1, note)
+        finally:  # what they hold back would be lost with an interruption
+            for tracker in self.trackers:
+                tracker.close()
         return self.state
 
     def _go(self, step: int, log: BinaryIO) -> str:
@@ -148,6 +152,7 @@ class Trainer:
         note = ""
         try:
             self._step(step)
+            self.state.steps = step
             if step % self.rules.log_steps == 0 or last:
                 note = self._write_rows(step, log)
             if step % self.rules.eval_steps == 0 or last:
@@ -261,8 +266,10 @@ class Trainer:
         if not state.best or sign * found[metric] > sign * state.best[metric]:
             state.best, state.best_step, state.without_better = found, step, 0
             if self.rules.keep_best:
-                weights = {"weights": self.engine}
-                checkpoint.save(self.folder / "best", step, weights, {}, {}, key=self.key, write=self.engine.first)
+                weights, first = {"weights": self.engine}, self.engine.first
+                # a kill takes the training back to a checkpoint, and to what was the best then
+                needed = [int(e["best_step"]) for e in checkpoint.extras(self.folder / "checkpoints")] if first else []
+                checkpoint.save(self.folder / "best", step, weights, {}, {}, key=self.key, write=first, keep=needed)
                 self.engine.wait()
         else:
             state.without_better += 1
@@ -290,6 +297,12 @@ class Trainer:
             self.state = State(**extra)
         if self.engine.first:
             with (self.folder / "log.jsonl").open("ab") as log:
+                if log.tell() < self.state.log_bytes:
+                    raise TrainingError(
+                        "Lines of the log are gone that the checkpoint was saved with",
+                        where=str(self.folder / "log.jsonl"),
+                        cure="restore the file, or delete the folder of checkpoints to start this training anew",
+                    )
                 log.truncate(self.state.log_bytes)
         self.engine.wait()
         return step
