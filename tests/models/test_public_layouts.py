@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from starling.errors import InputError, UsageError
 from starling.models.load import load_scalar, load_tokenizer, save_folder
 from starling.models.public_layouts import TEMPLATES, export, place, read_weights
-from starling.models.score import score_conversations
-from starling.models.scorer import Scorer
+from starling.models.scorer import Scorer, score_conversations
 from starling.records import Message
 
 WORDS = ["hello", "there", "what", "is", "two", "and", "three", "a", "cat", "dog", "five"]

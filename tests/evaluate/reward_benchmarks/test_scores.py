@@ -193,7 +193,7 @@ def reward_model(backbone: Callable[..., Path], tmp_path_factory: pytest.TempPat
 
 
 def test_a_models_scores_are_those_of_score_and_each_stands_at_its_answer(reward_model: Path) -> None:
-    from starling.models.score import score_conversations
+    from starling.models.scorer import score_conversations
 
     pairs = [item(n, ("a cat", "", "a dog and a cow")[: 2 + n % 2], (2.0, 1.0, 0.0)[: 2 + n % 2]) for n in range(5)]
     triplets = [SHAPES["truthful_qa"](n) for n in range(3)]

@@ -63,7 +63,7 @@ def score_all(
     Raises:
         InputError: the folder holds no reward model, or it gives a score that is no number.
     """
-    from starling.models.score import score_conversations
+    from starling.models.scorer import score_conversations
 
     everything = [item for _, items, _ in wanted.values() for item in items]
     scores = iter(score_conversations(folder, [(i.messages, a, True) for i in everything for a in i.answers], progress=progress))
