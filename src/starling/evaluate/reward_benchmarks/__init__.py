@@ -2,7 +2,7 @@
 
     items         the types: Item, Scored, Benchmark
     reading       rows of files → items; what is broken, what is left out
-    measures      the arithmetic: pairs, intervals, lengths, top-1, AUROC
+    measures      the arithmetic: pairs, shares, top-1, AUROC
     preference    human_preference, safety_preference, verbosity, harmless, pairs
     truth         truthful_qa, truthfulness, finetune_truth
     xstest        refusals of unsafe and answers to safe requests
@@ -24,6 +24,7 @@ from collections import Counter
 from typing import Any
 
 from starling.evaluate.reward_benchmarks import diagnosis
+from starling.evaluate.reward_benchmarks.intervals import RESAMPLES
 from starling.evaluate.reward_benchmarks.items import Benchmark, Item, Reading, Scored
 from starling.evaluate.reward_benchmarks.registry import BENCHMARKS, benchmark
 from starling.evaluate.reward_benchmarks.scores import ScoredSet, read_items, read_scores, score_all, write_scores
@@ -45,10 +46,8 @@ __all__ = [
     "write_scores",
 ]
 
-RESAMPLES = 2000
-"""Resamples behind every interval, as in `evaluate.bootstrap`."""
 SEED = 0
-"""Their seed: the same scores give the same interval."""
+"""Of the resamples: the same scores give the same interval."""
 
 
 def measure(found: ScoredSet, resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, Any]:
