@@ -172,6 +172,8 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
         if result["left_out"]:
             counts = ", ".join(f"{n:,} {reason}" for reason, n in result["left_out"].items())
             complain(f"{result['benchmark']}: not asked about or not usable: {counts}")
+        if result["interval"]["few_clusters"]:
+            complain(f"{result['benchmark']}: only {result['clusters']} clusters: the intervals are too narrow")
 
 
 def _headline(result: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Panel:
     parts: list[Line]
     baselines: list[Line]
     verdict: str
-    """better, worse or open against the best baseline; empty without one."""
+    """better, worse or open against the best baseline; empty without one, and with too few clusters to say."""
     figures: list[Figure]
     facts: list[str]
     left_out: Mapping[str, int]
@@ -181,14 +181,19 @@ def _panel(result: Result, anchor: str) -> Panel:
     drawn += [*_growth_figure(result.get("best_of_n"), anchor), *_length_figures(result.get("length"), anchor)]
     return Panel(
         name=line.name.replace("_", " "), anchor=anchor, line=line, parts=parts + subsets, baselines=baselines,
-        verdict=_verdict(line, baselines, result.get("over_baseline")), figures=drawn, facts=_facts(result),
-        left_out=result.get("left_out") or {}, missing=list(result.get("missing") or ()), clusters=result.get("clusters"),
+        verdict="" if _few(result) else _verdict(line, baselines, result.get("over_baseline")),
+        figures=drawn, facts=_facts(result), left_out=result.get("left_out") or {}, missing=list(result.get("missing") or ()), clusters=result.get("clusters"),
     )  # fmt: skip
+
+
+def _few(result: Result) -> bool:
+    """Too few clusters for the intervals, by the result's own word."""
+    return bool((result.get("interval") or {}).get("few_clusters"))
 
 
 def _facts(result: Result) -> list[str]:
     """Length, calibration and best-of-n in sentences."""
-    said = []
+    said = ["So few clusters make intervals too narrow: nothing is concluded from them here."] if _few(result) else []
     if result.get("with_prior_sets") is not None:
         bounds = _in(result.get("with_prior_sets_ci"))
         said.append(f"With the four prior sets at half weight: {percent(result['with_prior_sets'])}{bounds}.")

@@ -65,7 +65,10 @@ def test_tables_and_counts_of_what_is_left_out(run: Run, file: Path) -> None:
     assert "prefers the longer answer" in out
     assert "right, lengths " in out
     assert "above longest" in out or "above chance" in out
-    assert err == "human_preference: not asked about or not usable: 1 tie\n"
+    assert err == (
+        "human_preference: not asked about or not usable: 1 tie\n"
+        "human_preference: only 6 clusters: the intervals are too narrow\n"
+    )
 
 
 def test_several_benchmarks_and_a_folder_of_results(run: Run, file: Path, tmp_path: Path) -> None:
