@@ -182,7 +182,8 @@ def _panel(result: Result, anchor: str) -> Panel:
     return Panel(
         name=line.name.replace("_", " "), anchor=anchor, line=line, parts=parts + subsets, baselines=baselines,
         verdict="" if _few(result) else _verdict(line, baselines, result.get("over_baseline")),
-        figures=drawn, facts=_facts(result), left_out=result.get("left_out") or {}, missing=list(result.get("missing") or ()), clusters=result.get("clusters"),
+        figures=drawn, facts=_facts(result), left_out=result.get("left_out") or {},
+        missing=list(result.get("missing") or ()), clusters=result.get("clusters"),
     )  # fmt: skip
 
 
