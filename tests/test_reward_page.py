@@ -134,6 +134,12 @@ def test_a_paired_difference_decides_where_there_is_one(ci: list[float], verdict
     assert reward_page._verdict(line, bars, {"baseline": "longest", "difference": 0.0, "ci": ci}) == verdict
 
 
+def test_what_was_cut_is_said() -> None:
+    found = {"benchmark": "b", "accuracy": 0.8, "ci": None, "n": 90, "cut": 12}
+    assert "12 answers stand in conversations too long" in text_of(reward_page.render({"m": [found]}))
+    assert "too long" not in text_of(reward_page.render({"m": [found | {"cut": 0}]}))
+
+
 def test_nothing_is_concluded_from_few_clusters() -> None:
     found = {"benchmark": "b", "accuracy": 0.8, "ci": [0.79, 0.81], "n": 90, "clusters": 2, "baselines": {"chance": 0.5}}
     assert 'class="better"' in reward_page.render({"m": [found]})

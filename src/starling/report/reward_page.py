@@ -2,7 +2,7 @@
 
 It reads plain results, those that `starling evaluate reward` writes, so it knows neither files of scores nor the measures.
 A result is a dict: `benchmark`, `accuracy`, `ci`, `n`, `parts` and `baselines` (name → number, or a dict with `accuracy`, `ci`,
-`n`), `left_out` (reason → count); and where measured `clusters`, `missing`, `subsets` (as parts, finer), `part_baselines`
+`n`), `left_out` (reason → count); and where measured `clusters`, `cut`, `missing`, `subsets` (as parts, finer), `part_baselines`
 (scorer → part → accuracy), `over_baseline`, `top1`, `adjacent`, `kendall_tau`, `auroc`, `length`, `correlation`, `calibration`,
 `best_of_n`, as the modules that measure them give them. What a model or a user wrote is escaped by the template; equal results
 give equal bytes.
@@ -195,6 +195,8 @@ def _few(result: Result) -> bool:
 def _facts(result: Result) -> list[str]:
     """Length, calibration and best-of-n in sentences."""
     said = ["So few clusters make intervals too narrow: nothing is concluded from them here."] if _few(result) else []
+    if result.get("cut"):
+        said.append(f"{count(result['cut'])} answers stand in conversations too long for the model, which were cut on the left.")
     if result.get("with_prior_sets") is not None:
         bounds = _in(result.get("with_prior_sets_ci"))
         said.append(f"With the four prior sets at half weight: {percent(result['with_prior_sets'])}{bounds}.")
