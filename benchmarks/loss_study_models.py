@@ -186,7 +186,7 @@ def judge(folder: Path, groups: Sequence[Group]) -> dict[str, list[Any]]:
 
     Groups whose answers are all equally good are left out: any order is right there.
     """
-    from starling.models.score import score_conversations
+    from starling.models.scorer import score_conversations
 
     groups = [g for g in groups if len(set(g.truths)) > 1]
     rewards = iter(score_conversations(folder, [c for g in groups for c in g.conversations]))

@@ -41,7 +41,7 @@ from starling.chat import conversation_key, split_of
 from starling.config import OptimizerSection, RewardSection
 from starling.models.encode import Encoded, Encoder, pad_right
 from starling.models.load import load_scalar, save_folder
-from starling.models.score import score_conversations
+from starling.models.scorer import score_conversations
 from starling.nectar import import_nectar
 from starling.progress import RichProgress
 from starling.records import RankedPrompt

@@ -107,7 +107,7 @@ def test_model_folders_open_with_transformers(backbone: Any, tmp_path: Path) -> 
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     from starling.models.load import load_backbone_as_scalar, load_tokenizer, save_folder
-    from starling.models.score import score_conversations
+    from starling.models.scorer import score_conversations
     from starling.records import Message
 
     run, base = tmp_path / "run", backbone("llama")

@@ -90,7 +90,7 @@ def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
 def test_numbers_baselines_and_what_was_left_out_are_there(page: str) -> None:
     said = text_of(page)
     assert "better on 1 of 3 benchmarks, worse on 1 and not clearly different on 1." in said
-    assert "80.0 % (95 % interval 77.0 to 83.0 %) over 40 items in 20 clusters." in said
+    assert "80.0 % (95 % interval 77.0 to 83.0 %) over 40 cases in 20 clusters." in said
     assert "62.0 % longest" in said
     assert "no score 3" in said
     assert "Without an item: xstest." in said
@@ -132,6 +132,21 @@ def test_better_means_the_interval_excludes_the_best_baseline(low: float, high: 
 def test_a_paired_difference_decides_where_there_is_one(ci: list[float], verdict: str) -> None:
     line, bars = reward_page.Line("b", 0.6, [0.5, 0.7], 9), [reward_page.Line("longest", 0.6, None, None)]
     assert reward_page._verdict(line, bars, {"baseline": "longest", "difference": 0.0, "ci": ci}) == verdict
+
+
+def test_what_was_cut_is_said() -> None:
+    found = {"benchmark": "b", "accuracy": 0.8, "ci": None, "n": 90, "cut": 12}
+    assert "12 answers stand in conversations too long" in text_of(reward_page.render({"m": [found]}))
+    assert "too long" not in text_of(reward_page.render({"m": [found | {"cut": 0}]}))
+
+
+def test_nothing_is_concluded_from_few_clusters() -> None:
+    found = {"benchmark": "b", "accuracy": 0.8, "ci": [0.79, 0.81], "n": 90, "clusters": 2, "baselines": {"chance": 0.5}}
+    assert 'class="better"' in reward_page.render({"m": [found]})
+    html = reward_page.render({"m": [found | {"interval": {"few_clusters": True}}]})
+    assert 'class="better"' not in html
+    assert "So few clusters make intervals too narrow" in text_of(html)
+    assert "the model is better" not in text_of(html)
 
 
 def test_first_places_and_tau_are_said() -> None:

@@ -321,8 +321,7 @@ def reward_model(backbone: Callable[..., Path], tmp_path_factory: pytest.TempPat
 
 
 def test_the_same_bits_in_any_order_window_and_company(reward_model: Path) -> None:
-    from starling.models.score import score_conversations
-    from starling.models.scorer import Scorer
+    from starling.models.scorer import Scorer, score_conversations
 
     scorer = Scorer(reward_model)
     rng = random.Random(0)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -393,3 +394,16 @@ def test_a_stopping_server_answers_what_it_has_accepted(monkeypatch: pytest.Monk
             return await asked
 
     assert asyncio.run(run()) == (200, [3.0])
+
+
+def test_a_port_that_is_taken_is_named(reward_model: Path) -> None:
+    from starling.errors import UsageError
+    from starling.models.scorer import Scorer
+    from starling.serve_reward import RewardServer, serve
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen.*--port {port}.*0 takes a free one"):
+            serve(RewardServer(Scorer(reward_model), "rm", None), "127.0.0.1", port, lambda url: None)

@@ -233,3 +233,12 @@ def test_no_chi_square(statistic: float, dof: int) -> None:
 def test_statistics_need_no_scipy() -> None:
     code = "import sys, starling.stats; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_times_drawn_counts_what_drawn_clusters_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "_BLOCK", 7 * 20)  # blocks of 20, 20 and 10 resamples
+    drawn, times = list(stats.drawn_clusters(7, 50, 3)), list(stats.times_drawn(7, 50, 3))
+    assert [len(block) for block in times] == [20, 20, 10]
+    for one, row in zip(np.concatenate(drawn), np.concatenate(times), strict=True):
+        assert row.tolist() == [(one == cluster).sum() for cluster in range(7)]
+    assert np.concatenate(times).std() > 0.5

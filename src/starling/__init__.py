@@ -40,7 +40,7 @@ _DOOR = {
     "plackett_luce": "losses.ranking",
     "read_nectar": "nectar",
     "run": "pipeline",
-    "score_conversations": "models.score",
+    "score_conversations": "models.scorer",
     "status": "pipeline",
 }
 """Public name → the module it lives in."""

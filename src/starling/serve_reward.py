@@ -368,7 +368,14 @@ async def _serve(server: RewardServer, host: str, port: int, told: Callable[[str
     runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=STOP_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:  # taken, not ours to take, or no address of this machine
+            raise UsageError(
+                f"The server cannot listen: {error.strerror}",
+                where=f"--host {host} --port {port}",
+                cure="name another port; 0 takes a free one",
+            ) from None
         address = runner.addresses[0]
         shown = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
         stop = asyncio.Event()

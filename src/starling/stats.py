@@ -7,7 +7,7 @@ Tibshirani 1993, chapter 13) with a fixed seed, so the same numbers give the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import erfc, exp, lgamma, log, sqrt
 
@@ -33,6 +33,21 @@ class Interval:
     """Independent groups of them: what was resampled."""
 
 
+def drawn_clusters(clusters: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """The clusters that each resample draws, with replacement, as numbers [R, C] in blocks of bounded size."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    block = max(1, _BLOCK // clusters)
+    for start in range(0, resamples, block):
+        yield rng.integers(0, clusters, size=(min(block, resamples - start), clusters))
+
+
+def times_drawn(clusters: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each resample of `drawn_clusters` draws each cluster [R, C]: totals of a resample are then one product."""
+    for drawn_RC in drawn_clusters(clusters, resamples, seed):
+        drawn_RC += clusters * np.arange(len(drawn_RC))[:, None]
+        yield np.bincount(drawn_RC.ravel(), minlength=drawn_RC.size).reshape(drawn_RC.shape).astype(np.float64)
+
+
 def ratio_interval(sums: ArrayLike, counts: ArrayLike, *, resamples: int, seed: int, level: float = 0.95) -> Interval:
     """Σ sums / Σ counts with a percentile bootstrap interval over clusters.
 
@@ -51,12 +66,9 @@ def ratio_interval(sums: ArrayLike, counts: ArrayLike, *, resamples: int, seed: 
         raise ValueError(f"sums and counts must be equally long and not empty, not {sums_C.shape} and {counts_C.shape}")
     if not (np.isfinite(sums_C).all() and np.isfinite(counts_C).all()) or (counts_C < 0).any() or not counts_C.sum():
         raise ValueError("sums and counts must be finite, counts at least 0 and not all 0")
-    rng = np.random.Generator(np.random.PCG64(seed))
     clusters = len(sums_C)
     ratios = []
-    block = max(1, _BLOCK // clusters)
-    for start in range(0, resamples, block):
-        drawn_RC = rng.integers(0, clusters, size=(min(block, resamples - start), clusters))
+    for drawn_RC in drawn_clusters(clusters, resamples, seed):
         totals_R = counts_C[drawn_RC].sum(1)
         kept = totals_R > 0
         ratios.append(sums_C[drawn_RC].sum(1)[kept] / totals_R[kept])

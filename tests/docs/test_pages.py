@@ -85,9 +85,7 @@ def test_the_worked_example_of_the_losses(name: str, loss: str) -> None:
 
 
 def test_every_benchmark_of_reward_models_is_explained() -> None:
-    from starling.evaluate.reward_benchmarks import BENCHMARKS, preference, ranked, truth, xstest
+    from starling.evaluate.reward_benchmarks import BENCHMARKS
 
-    described = {b.name for module in (preference, truth, xstest, ranked) for b in module.BENCHMARKS}
-    assert described <= set(BENCHMARKS)
     table = page("benchmark-sets.md").split("## The sets")[1].split("## Scores")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == described
+    assert re.findall(r"^\| `([\w-]+)` \|", table, flags=re.MULTILINE) == list(BENCHMARKS)

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from starling.errors import InputError, UsageError
 from starling.models.load import load_scalar, load_tokenizer, save_folder
 from starling.models.public_layouts import TEMPLATES, export, place, read_weights
-from starling.models.score import score_conversations
-from starling.models.scorer import Scorer
+from starling.models.scorer import Scorer, score_conversations
 from starling.records import Message
 
 WORDS = ["hello", "there", "what", "is", "two", "and", "three", "a", "cat", "dog", "five"]
@@ -282,6 +281,8 @@ def changed(model: CardModel, name: str) -> dict[str, Any]:
             state["model.model.norm.weight"] = state["transformer.norm.weight"] + 1
         case "no tensor":
             state["step"] = 7
+        case "standard":
+            state["score.weight"] = state.pop("v_head.weight")
     return state
 
 
@@ -295,6 +296,7 @@ def changed(model: CardModel, name: str) -> dict[str, Any]:
         ("vocabulary", r"model.embed_tokens.weight is \[7, 32\]"),
         ("two trunks", "model.model.norm.weight differs from its other copy"),
         ("no tensor", "no state dict: step is no tensor"),
+        ("standard", "a standard reward folder already"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(name: str, said: str, seven: tuple[Any, ...], tmp_path: Path) -> None:

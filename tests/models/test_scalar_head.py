@@ -12,7 +12,8 @@ from starling.errors import InputError
 from starling.models.encode import Encoder, pad_right
 from starling.models.load import load_backbone_as_scalar, load_causal, load_scalar, load_tokenizer, save_folder
 from starling.models.scalar_head import ScalarHead
-from starling.models.score import score_conversations, score_rows, similar_lengths
+from starling.models.score import score_rows, similar_lengths
+from starling.models.scorer import score_conversations
 from starling.records import Message
 
 DECODERS = ("llama", "gpt2", "qwen2", "opt")

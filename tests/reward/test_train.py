@@ -20,7 +20,7 @@ from starling.errors import ConfigError, InputError, TrainingError, UsageError
 from starling.losses.ranking import plackett_luce
 from starling.models.encode import Encoder
 from starling.models.load import load_backbone_as_scalar, load_scalar, load_tokenizer
-from starling.models.score import score_conversations
+from starling.models.scorer import score_conversations
 from starling.models.tree import tree_tokens
 from starling.records import RankedAnswer, RankedPair, RankedPrompt
 from starling.reward import train as module

@@ -6,7 +6,7 @@ what is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,7 +92,8 @@ def evaluate_reward(
         found = [asking.against_gold(found, gold)]
     results = [benchmarks.measure(one) for one in found]
     if out is not None:
-        asking.write(out, found, results, with_scores=wanted.model is not None)
+        if wanted.model is not None:
+            asking.keep_scores(out, found)
         _keep(out, found, results, str(wanted.model or ""))
     if kept is not None:
         kept.drop()
@@ -129,7 +130,8 @@ def evaluate_compare(
     print_table(compare.pair_rows(found))
     print(
         f"\n{found['method']}: {found['tests']:,} tests, different at adjusted p < {found['alpha']:g}; models that share a "
-        "letter are not distinguishable; intervals are those of single comparisons"
+        "letter are not distinguishable; intervals are those of single comparisons. Shares are of pairs ordered rightly "
+        "(RewardBench by its own weights), whatever else a benchmark's accuracy is"
     )
 
 
@@ -188,6 +190,8 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
         if result["left_out"]:
             counts = ", ".join(f"{n:,} {reason}" for reason, n in result["left_out"].items())
             complain(f"{result['benchmark']}: not asked about or not usable: {counts}")
+        if result["interval"]["few_clusters"]:
+            complain(f"{result['benchmark']}: only {result['clusters']} clusters: the intervals are too narrow")
 
 
 def _headline(result: dict[str, Any]) -> dict[str, Any]:
@@ -206,21 +210,34 @@ def _headline(result: dict[str, Any]) -> dict[str, Any]:
 
 def _details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every named number with an interval that the result holds, in rows."""
-    for group in ("parts", "subsets", "honest", "by_type", "by_length_gap"):
+    for group in ("parts", "subsets", "honest", "by_type"):
         for name, part in result.get(group, {}).items():
-            yield _row(f"better answer {name}" if group == "by_length_gap" else name, part["accuracy"], part["ci"], part["n"])
+            yield _row(name, part["accuracy"], part["ci"], part["n"])
     for name, key in (("top1", "accuracy"), ("adjacent", "accuracy"), ("kendall_tau", "tau"), ("auroc", "auroc")):
         if result.get(name):
             yield _row(name, result[name][key], result[name]["ci"], result[name]["n"])
-    if preference := result.get("length_preference"):
-        yield _row("prefers the longer answer", preference["reward"], preference["ci"], preference["n"])
-        yield _row("  so does the truth", preference["truth"], None, preference["n"])
+    yield from _lengths(result.get("length") or {})
     if over := result.get("over_baseline"):
         yield _row(f"above {over['baseline']}", over["difference"], over["ci"], result["n"])
     for name, value in result["baselines"].items():
         yield _row(f"baseline {name}", value, None, result["n"])
     for name, value in (result.get("top1_baselines") or {}).items():
         yield _row(f"top1 baseline {name}", value, None, result["top1"]["n"])
+
+
+def _lengths(length: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Taste for length, and the accuracy where the longer, the shorter or neither answer is the better one and by the gap."""
+    for name, said in (
+        ("model_longer", "prefers the longer answer"),
+        ("truth_longer", "  so does the truth"),
+        ("accuracy_longer_right", "right where the longer is better"),
+        ("accuracy_shorter_right", "right where the shorter is better"),
+    ):
+        if length.get(name) is not None:
+            yield _row(said, length[name], length[f"{name}_ci"], length[f"{name}_n"])
+    for gap in length.get("by_gap", ()):
+        bounds = f"{gap['from']:g} to {gap['to']:g}" if gap["to"] else f"over {gap['from']:g}"
+        yield _row(f"right, lengths {bounds} times", gap["accuracy"], gap["ci"], gap["n"])
 
 
 def _row(name: str, value: float | None, ci: Sequence[float] | None, n: int) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def _score_all(
     progress: Progress,
 ) -> tuple[list[ScoredAnswer], list[EvaluatedPrompt]]:
     """Rewards of all answers and replies in one pass of the reward model, and gold scores where there are any."""
-    from starling.models.score import score_conversations
+    from starling.models.scorer import score_conversations
 
     groups = (drawn.base_greedy, drawn.tuned_greedy, drawn.base_sampled, drawn.tuned_sampled)
     conversations = [(a.messages, a.text, a.finished) for a in answers]

@@ -137,6 +137,10 @@ def _export_public(
     source: Path, out: Path, base: Path | None, template: str | None, progress: Progress, shard_bytes: int
 ) -> Exported:
     weights = read_weights(source)
+    if "score.weight" in weights and _HEAD not in weights:
+        raise InputError(
+            "This is a standard reward folder already", where=str(source), cure="use it as it is; there is nothing to export"
+        )
     home = base or (source if (source / "config.json").is_file() else None)
     if home is None:
         raise InputError(

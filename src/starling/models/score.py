@@ -13,18 +13,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from starling.errors import InputError
 from starling.models import tree_attention
-from starling.models.encode import Encoded, Encoder, pad_right
-from starling.models.load import load_scalar, load_tokenizer, longest_input
+from starling.models.encode import Encoded, pad_right
 from starling.models.tree import pack
-from starling.progress import SILENT, Progress
-from starling.records import Messages
 
 log = logging.getLogger(__name__)
 
@@ -211,32 +207,3 @@ def _trial(head: Any, group: Sequence[Encoded], pad_id: int, layout: Layout) -> 
             parameter.grad = grad
     grads = [states.grad.float().sum((0, 1)) for states in caught if states.grad is not None]
     return torch.cat(scores), torch.stack(grads).sum(0)
-
-
-def score_conversations(
-    folder: Path | str,
-    conversations: Sequence[tuple[Messages, str, bool]],
-    batch_tokens: int = 16_384,
-    progress: Progress = SILENT,
-) -> list[float]:
-    """Rewards of (messages, reply, finished), in the order given; identical conversations are scored once.
-
-    Conversations longer than the model's positions are cut on the left.
-
-    Raises:
-        InputError: the folder holds no reward model with a tokenizer.
-    """
-    head, tokenizer = load_scalar(folder), load_tokenizer(folder)
-    head.to("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = Encoder(tokenizer, max_length=longest_input(head.model, tokenizer) or 2**31)
-    unique = list(dict.fromkeys(conversations))
-    rows = [row for row in (encoder.fit(r, "truncate_left")[0] for r in encoder.conversations(unique)) if row is not None]
-    scores: dict[tuple[Messages, str, bool], float] = {}
-    progress.start("scoring replies", len(unique))
-    for batch in similar_lengths([len(r.ids) for r in rows], batch_tokens):
-        with torch.inference_mode():
-            scores_N = score_rows(head, [rows[i] for i in batch], encoder.pad_id)
-        scores.update((unique[i], score) for i, score in zip(batch, scores_N.tolist(), strict=True))
-        progress.advance(len(batch))
-    progress.finish()
-    return [scores[c] for c in conversations]

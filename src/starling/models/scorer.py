@@ -19,6 +19,7 @@ import torch
 from starling.models.encode import Encoded, Encoder
 from starling.models.load import load_reward_tokenizer, load_scalar, longest_input
 from starling.models.score import score_rows, similar_lengths
+from starling.progress import SILENT, Progress
 from starling.records import Messages
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,9 +68,11 @@ class Scorer:
         Raises:
             InputError: the chat template refuses one of them.
         """
-        return [
-            self._fit(row) for row in self.encoder.conversations([(messages, text, True) for messages, text in conversations])
-        ]
+        return self.encode_replies([(messages, text, True) for messages, text in conversations])
+
+    def encode_replies(self, replies: Sequence[tuple[Messages, str, bool]]) -> list[Encoded]:
+        """The same of (messages, reply, finished): one that was cut off has no end token."""
+        return [self._fit(row) for row in self.encoder.conversations(replies)]
 
     def encode_text(self, text: str) -> Encoded:
         """Token ids of a conversation that is rendered already, cut to max_length."""
@@ -84,14 +87,24 @@ class Scorer:
         assert fitted is not None  # only "drop" gives none
         return fitted
 
-    def score(self, rows: Sequence[Encoded], done: Callable[[int], None] = _nothing) -> list[float]:
-        """Rewards in the order given; equal conversations are computed once. `done(n)`: n more conversations have theirs."""
+    def score(
+        self, rows: Sequence[Encoded], done: Callable[[int], None] = _nothing, together: int | None = None
+    ) -> list[float]:
+        """Rewards in the order given; equal conversations are computed once.
+
+        Args:
+            done: called with n when n more conversations have theirs.
+            together: padded tokens of a pass that conversations of like length share; if None, each has its own on a CPU and
+                they share GPU_TOKENS on a GPU.
+        """
         places: dict[tuple[int, ...], list[int]] = {}
         for place, row in enumerate(rows):
             places.setdefault(row.ids, []).append(place)
         unique = [rows[same[0]] for same in places.values()]
-        one_by_one = self.device.type == "cpu"
-        passes = [[i] for i in range(len(unique))] if one_by_one else similar_lengths([len(r.ids) for r in unique], GPU_TOKENS)
+        if together is None and self.device.type == "cpu":
+            passes = [[i] for i in range(len(unique))]
+        else:
+            passes = similar_lengths([len(r.ids) for r in unique], together or GPU_TOKENS)
         groups = list(places.values())
         rewards_N = [0.0] * len(rows)
         for batch in passes:
@@ -102,3 +115,24 @@ class Scorer:
                     rewards_N[place] = reward
             done(sum(len(groups[i]) for i in batch))
         return rewards_N
+
+
+def score_conversations(
+    folder: Path | str,
+    conversations: Sequence[tuple[Messages, str, bool]],
+    batch_tokens: int = GPU_TOKENS,
+    progress: Progress = SILENT,
+) -> list[float]:
+    """Rewards of (messages, reply, finished), in the order given, by a model that is loaded for them alone.
+
+    Conversations of like length share a pass of `batch_tokens` padded tokens, on a CPU too: faster for short texts than one by
+    one, and a score moves by rounding with its company.
+
+    Raises:
+        InputError: the folder holds no reward model with a tokenizer, or its template refuses a conversation.
+    """
+    scorer = Scorer(Path(folder))
+    progress.start("scoring replies", len(conversations))
+    found = scorer.score(scorer.encode_replies(conversations), progress.advance, batch_tokens)
+    progress.finish()
+    return found

@@ -2,7 +2,7 @@
 
 It reads plain results, those that `starling evaluate reward` writes, so it knows neither files of scores nor the measures.
 A result is a dict: `benchmark`, `accuracy`, `ci`, `n`, `parts` and `baselines` (name → number, or a dict with `accuracy`, `ci`,
-`n`), `left_out` (reason → count); and where measured `clusters`, `missing`, `subsets` (as parts, finer), `part_baselines`
+`n`), `left_out` (reason → count); and where measured `clusters`, `cut`, `missing`, `subsets` (as parts, finer), `part_baselines`
 (scorer → part → accuracy), `over_baseline`, `top1`, `adjacent`, `kendall_tau`, `auroc`, `length`, `correlation`, `calibration`,
 `best_of_n`, as the modules that measure them give them. What a model or a user wrote is escaped by the template; equal results
 give equal bytes.
@@ -45,7 +45,7 @@ class Panel:
     parts: list[Line]
     baselines: list[Line]
     verdict: str
-    """better, worse or open against the best baseline; empty without one."""
+    """better, worse or open against the best baseline; empty without one, and with too few clusters to say."""
     figures: list[Figure]
     facts: list[str]
     left_out: Mapping[str, int]
@@ -181,14 +181,22 @@ def _panel(result: Result, anchor: str) -> Panel:
     drawn += [*_growth_figure(result.get("best_of_n"), anchor), *_length_figures(result.get("length"), anchor)]
     return Panel(
         name=line.name.replace("_", " "), anchor=anchor, line=line, parts=parts + subsets, baselines=baselines,
-        verdict=_verdict(line, baselines, result.get("over_baseline")), figures=drawn, facts=_facts(result),
-        left_out=result.get("left_out") or {}, missing=list(result.get("missing") or ()), clusters=result.get("clusters"),
+        verdict="" if _few(result) else _verdict(line, baselines, result.get("over_baseline")),
+        figures=drawn, facts=_facts(result), left_out=result.get("left_out") or {},
+        missing=list(result.get("missing") or ()), clusters=result.get("clusters"),
     )  # fmt: skip
+
+
+def _few(result: Result) -> bool:
+    """Too few clusters for the intervals, by the result's own word."""
+    return bool((result.get("interval") or {}).get("few_clusters"))
 
 
 def _facts(result: Result) -> list[str]:
     """Length, calibration and best-of-n in sentences."""
-    said = []
+    said = ["So few clusters make intervals too narrow: nothing is concluded from them here."] if _few(result) else []
+    if result.get("cut"):
+        said.append(f"{count(result['cut'])} answers stand in conversations too long for the model, which were cut on the left.")
     if result.get("with_prior_sets") is not None:
         bounds = _in(result.get("with_prior_sets_ci"))
         said.append(f"With the four prior sets at half weight: {percent(result['with_prior_sets'])}{bounds}.")

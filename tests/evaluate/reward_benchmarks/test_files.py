@@ -125,7 +125,7 @@ def test_safety_preference_reads_the_safer_answer_in_place_of_a_winner(tmp_path:
 def test_verbosity_prefers_the_short_one(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ab(), ab(question_id="q2", score_b=9.0))
     found = result("verbosity", path)
-    assert (found["accuracy"], found["baselines"]["shortest"], found["length_preference"]["truth"]) == (0.5, 1.0, 0.0)
+    assert (found["accuracy"], found["baselines"]["shortest"], found["baselines"]["longest"]) == (0.5, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_the_order_of_the_items_changes_nothing() -> None:
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     one = intervals.mean(np.arange(30.0), [str(i) for i in range(30)], seed=0, resamples=100)
-    monkeypatch.setattr(intervals, "_BLOCK", 30 * 7)
+    monkeypatch.setattr(stats, "_BLOCK", 30 * 7)
     assert one.ci() == intervals.mean(np.arange(30.0), [str(i) for i in range(30)], seed=0, resamples=100).ci()
 
 

@@ -43,6 +43,18 @@ def test_a_model_of_length_prefers_the_longer_always_and_its_opposite_never() ->
         assert found["accuracy_shorter_right"] == 1 - expected
 
 
+def test_a_share_of_all_or_none_has_an_interval_with_width() -> None:
+    """Three clusters, five pairs: Wilson's interval of 3 of 3, 3 / (3 + 1.96²) to 1, and its mirror image."""
+    pairs = [Pair(cluster, 200, 100, 1.0) for cluster in "aabbc"]
+    found = length.measure(pairs, seed=0)
+    low = 3 / (3 + 1.959964**2)
+    assert found["model_longer_ci"] == found["accuracy_longer_right_ci"] == pytest.approx([low, 1.0])
+    assert found["by_gap"][0]["ci"] == pytest.approx([low, 1.0])
+    assert found["excess_ci"] == [0.0, 0.0]
+    turned = length.measure([Pair(p.cluster, p.worse, p.better, -p.margin) for p in pairs], seed=0)
+    assert turned["truth_longer_ci"] == pytest.approx([0.0, 1 - low])
+
+
 def test_which_side_is_named_first_does_not_matter() -> None:
     one = length.pairs_of([10, 30, 20], [3.0, 1.0, 1.0], [0.5, 0.1, 0.9], "c")
     assert one == [Pair("c", 10, 30, pytest.approx(0.4)), Pair("c", 10, 20, pytest.approx(-0.4))]

@@ -41,8 +41,6 @@ def test_human_preference_of_the_public_34b_model() -> None:
     assert (found["accuracy"], found["n"], found["clusters"], found["ties"]) == (0.807, 1000, 990, 0)
     assert round(found["loss"], 3) == 0.468
     assert found["ci"] == pytest.approx([0.783, 0.831], abs=0.004)
-    assert found["length_preference"]["reward"] == pytest.approx(0.691, abs=0.003)  # of all 1,000; seven are equally long
-    assert found["length_preference"]["truth"] == pytest.approx(0.630, abs=0.003)
     assert found["over_baseline"]["ci"][0] > 0.1
 
 
@@ -83,7 +81,6 @@ def test_harmless_pairs_by_length() -> None:
     assert found["n"] + sum(left_out.values()) == 2312
     assert left_out == {"turns_not_readable": 9}
     assert found["accuracy"] == pytest.approx(0.443, abs=0.002)
-    assert found["length_preference"]["reward"] == 1.0
     assert found["baselines"]["shortest"] == pytest.approx(0.557, abs=0.006)
 
 

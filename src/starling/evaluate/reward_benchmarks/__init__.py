@@ -2,7 +2,7 @@
 
     items         the types: Item, Scored, Benchmark
     reading       rows of files → items; what is broken, what is left out
-    measures      the arithmetic: pairs, intervals, lengths, top-1, AUROC
+    measures      the arithmetic: pairs, shares, top-1, AUROC
     preference    human_preference, safety_preference, verbosity, harmless, pairs
     truth         truthful_qa, truthfulness, finetune_truth
     xstest        refusals of unsafe and answers to safe requests
@@ -24,6 +24,7 @@ from collections import Counter
 from typing import Any
 
 from starling.evaluate.reward_benchmarks import diagnosis
+from starling.evaluate.reward_benchmarks.intervals import RESAMPLES
 from starling.evaluate.reward_benchmarks.items import Benchmark, Item, Reading, Scored
 from starling.evaluate.reward_benchmarks.model_scores import Kept, read_items, score_all
 from starling.evaluate.reward_benchmarks.registry import BENCHMARKS, benchmark
@@ -47,10 +48,10 @@ __all__ = [
     "write_scores",
 ]
 
-RESAMPLES = 2000
-"""Resamples behind every interval, as in `evaluate.bootstrap`."""
+FEW_CLUSTERS = 20
+"""Below so many clusters intervals are too narrow; tests over 5 to 30 reject too often (Cameron, Gelbach and Miller 2008)."""
 SEED = 0
-"""Their seed: the same scores give the same interval."""
+"""Of the resamples: the same scores give the same interval."""
 
 
 def measure(found: ScoredSet, resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, Any]:
@@ -68,5 +69,8 @@ def measure(found: ScoredSet, resamples: int = RESAMPLES, seed: int = SEED) -> d
         **measured,
         "cut": found.cut,
         "left_out": dict(Counter(found.left_out) + Counter(measured.get("left_out", {}))),
-        "interval": {"level": 0.95, "method": "percentile bootstrap over clusters", "resamples": resamples, "seed": seed},
-    }
+        "interval": {
+            "level": 0.95, "method": "percentile bootstrap over clusters", "resamples": resamples, "seed": seed,
+            "few_clusters": measured["clusters"] < FEW_CLUSTERS,
+        },
+    }  # fmt: skip

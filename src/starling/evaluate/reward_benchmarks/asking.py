@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from starling.errors import InputError, UsageError
 from starling.evaluate.reward_benchmarks.gold_answers import with_gold
@@ -126,12 +123,7 @@ def keeping_place(save_scores: Path | None, out: Path | None) -> Path | None:
     return None if out is None else out / ".scoring"
 
 
-def write(folder: Path, found: Sequence[ScoredSet], results: Sequence[dict[str, Any]], *, with_scores: bool) -> None:
-    """Write each result as NAME.json and, if wanted, its scores as NAME.scores.jsonl.gz; older ones are replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for one, result in zip(found, results, strict=True):
-        if with_scores:
-            write_scores(folder / f"{one.benchmark}.scores.jsonl.gz", one)
-        part = folder / f".{one.benchmark}.json.part"
-        part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, folder / f"{one.benchmark}.json")
+def keep_scores(folder: Path, found: Sequence[ScoredSet]) -> None:
+    """Write the scores of each benchmark as NAME.scores.jsonl.gz; older ones are replaced."""
+    for one in found:
+        write_scores(folder / f"{one.benchmark}.scores.jsonl.gz", one)

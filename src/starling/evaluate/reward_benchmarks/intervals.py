@@ -16,14 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from starling import stats
+
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 """Totals [R, K] → statistics [R, M], row by row; NaN where a row has none (e.g. a subset that was not drawn)."""
 
-RESAMPLES = 1000
+RESAMPLES = 2000
+"""As in `evaluate.bootstrap`."""
 LEVEL = 0.95
-_BLOCK = 1 << 22
-"""Most resampled cluster counts held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,7 @@ def bootstrap(totals_CK: Floats, statistic: Statistic, *, seed: int, resamples: 
         statistic: see `Statistic`.
         seed: of the draws; the same totals and seed give the same draws.
     """
-    clusters = len(totals_CK)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    found: list[Floats] = []
-    block = max(1, _BLOCK // clusters)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        drawn_RC = rng.integers(0, clusters, size=(rows, clusters))
-        drawn_RC += clusters * np.arange(rows)[:, None]
-        counts_RC = np.bincount(drawn_RC.ravel(), minlength=rows * clusters).reshape(rows, clusters)
-        found.append(statistic(counts_RC.astype(np.float64) @ totals_CK))
+    found = [statistic(drawn_RC @ totals_CK) for drawn_RC in stats.times_drawn(len(totals_CK), resamples, seed)]
     return Estimates(statistic(totals_CK.sum(0, keepdims=True))[0], np.concatenate(found))
 
 

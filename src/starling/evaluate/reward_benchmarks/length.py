@@ -58,7 +58,7 @@ def gap_class(better: int, worse: int) -> int:
 
 
 def measure(pairs: Iterable[Pair], *, seed: int, resamples: int = intervals.RESAMPLES) -> dict[str, Any]:
-    """Shares, accuracies by gap and the matched accuracy, each with an interval over clusters.
+    """Shares, accuracies by gap and the matched accuracy, each with an interval over clusters; Wilson's where all or none is.
 
     Args:
         pairs: read once and kept as sums per cluster, so there may be millions.
@@ -86,6 +86,13 @@ def measure(pairs: Iterable[Pair], *, seed: int, resamples: int = intervals.RESA
     found = intervals.bootstrap(summed, statistic, seed=seed, resamples=resamples)
     counts = summed.sum(0)[1::2]
     last = len(found.values_M) - 1
+
+    def ci(m: int) -> list[float] | None:
+        if m != last and found.value(m) in (0.0, 1.0):  # no width in any resample: Wilson's, one trial per cluster
+            trials = int((summed[:, 2 * m + 1] > 0).sum())
+            return list(stats.wilson_interval(found.values_M[m] * trials, trials))
+        return found.ci(m)
+
     result: dict[str, Any] = {"pairs": int(counts[4 : 4 + classes].sum()), "clusters": len(sums)}
     named = {
         "truth_longer": 0,
@@ -96,12 +103,12 @@ def measure(pairs: Iterable[Pair], *, seed: int, resamples: int = intervals.RESA
         "matched": 4,
     }
     for name, m in named.items():
-        result |= {name: found.value(m), f"{name}_ci": found.ci(m), f"{name}_n": int(counts[0 if m == last else m])}
+        result |= {name: found.value(m), f"{name}_ci": ci(m), f"{name}_n": int(counts[0 if m == last else m])}
     bounds = (1.0, *GAPS, None)
     result["by_gap"] = [
         {
             "from": bounds[g], "to": bounds[g + 1], "n": int(counts[4 + g]), "accuracy": found.value(4 + g),
-            "ci": found.ci(4 + g), "truth_longer": found.value(4 + classes + 2 * g),
+            "ci": ci(4 + g), "truth_longer": found.value(4 + classes + 2 * g),
             "model_longer": found.value(5 + classes + 2 * g),
         }
         for g in range(classes)

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks: accuracy over pairs with clustered intervals, lengths, top-1, AUROC. Pure functions, numpy.
+"""The arithmetic of the benchmarks: accuracy over pairs with clustered intervals, top-1, AUROC. Pure functions, numpy.
 
     accuracy     of all pairs of answers to one conversation whose order is known, the share that the reward orders so; equal
                  rewards order nothing, so they are wrong, are counted as `ties`, and `accuracy_half_ties` gives them half
@@ -6,7 +6,7 @@
     intervals    95 %, percentile bootstrap over clusters (starling.stats); where not one pair, or every pair, is right the
                  bootstrap has no width, and Wilson's interval with one trial per cluster stands there
 
-Lengths are in characters. Shapes: N pairs, C clusters, R resamples, V distinct values.
+Shapes: N pairs, C clusters, R resamples, V distinct values.
 """
 
 from __future__ import annotations
@@ -24,15 +24,6 @@ from starling.evaluate.reward_benchmarks.items import Item, Scored
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-GAPS: Mapping[str, tuple[float, float]] = {
-    "less than half as long": (0.0, 0.5),
-    "shorter": (0.5, 0.9),
-    "about as long": (0.9, 1.1),
-    "longer": (1.1, 2.0),
-    "at least twice as long": (2.0, np.inf),
-}
-"""How long the better answer of a pair is, as a multiple [from, to) of the worse one's length."""
 
 
 def _words(text: str) -> float:
@@ -62,7 +53,7 @@ class Pairs:
         self._clusters: dict[str, int] = {}
         self._subsets: dict[str, int] = {}
         self._cluster, self._subset, self._steps = array("q"), array("q"), array("q")
-        self._margin, self._ratio = array("d"), array("d")
+        self._margin = array("d")
         self._trivial: dict[str, array[float]] = {}
 
     def add(
@@ -82,7 +73,6 @@ class Pairs:
         values = trivial_scores(item) if trivial is None else trivial
         truths = sorted(set(item.truth))
         level = [truths.index(t) for t in item.truth]
-        length = [max(1, len(answer)) for answer in item.answers]
         cluster = self._clusters.setdefault(item.cluster, len(self._clusters))
         subset = self._subsets.setdefault(item.subset, len(self._subsets))
         for i, j in combinations(range(len(scores)), 2) if only is None else [only]:
@@ -93,7 +83,6 @@ class Pairs:
             self._subset.append(subset)
             self._steps.append(level[better] - level[worse])
             self._margin.append(scores[better] - scores[worse])
-            self._ratio.append(length[better] / length[worse])
             for name, value in values.items():
                 self._trivial.setdefault(name, array("d")).append(value[better] - value[worse])
 
@@ -109,11 +98,6 @@ class Pairs:
     def clusters(self) -> Ints:
         """Number of each pair's cluster."""
         return np.array(self._cluster)
-
-    @property
-    def ratios(self) -> Floats:
-        """Length of the better answer over that of the worse."""
-        return np.array(self._ratio)
 
     @property
     def steps(self) -> Ints:
@@ -143,19 +127,18 @@ def describe(pairs: Pairs, resamples: int, seed: int) -> dict[str, Any]:
     """Everything that is said of a table of pairs.
 
     Returns:
-        accuracy, ci, n, clusters, ties, accuracy_half_ties, loss, parts (by subset, where there are several), by_length_gap,
-        length_preference, baselines, over_baseline. Numbers are None when there is no pair.
+        accuracy, ci, n, clusters, ties, accuracy_half_ties, loss, parts (by subset, where there are several), baselines,
+        over_baseline. Numbers are None when there is no pair.
     """
     margin_N, cluster_N = pairs.margins, pairs.clusters
     if not len(pairs):
-        absent = ("accuracy", "ci", "accuracy_half_ties", "loss", "length_preference", "over_baseline")
-        return {"n": 0, "clusters": 0, "ties": 0, "parts": {}, "by_length_gap": {}, "baselines": {}} | dict.fromkeys(absent)
+        absent = ("accuracy", "ci", "accuracy_half_ties", "loss", "over_baseline")
+        return {"n": 0, "clusters": 0, "ties": 0, "parts": {}, "baselines": {}} | dict.fromkeys(absent)
 
     def part(where_N: NDArray[np.bool_]) -> dict[str, Any]:
         return share(margin_N[where_N] > 0, cluster_N[where_N], resamples, seed)
 
-    subsets, ratio_N = pairs.subsets(), pairs.ratios
-    gaps = {name: (ratio_N >= low) & (ratio_N < high) for name, (low, high) in GAPS.items()}
+    subsets = pairs.subsets()
     ties = int((margin_N == 0).sum())
     trivial_N = {"chance": np.full(len(pairs), 0.5)} | {name: other_N > 0 for name, other_N in pairs.trivial().items()}
     found = share(margin_N > 0, cluster_N, resamples, seed)
@@ -166,21 +149,8 @@ def describe(pairs: Pairs, resamples: int, seed: int) -> dict[str, Any]:
         "accuracy_half_ties": found["accuracy"] + 0.5 * ties / len(pairs),
         "loss": float(np.logaddexp(0.0, -margin_N).mean()),
         "parts": {name: part(where_N) for name, where_N in subsets.items()} if len(subsets) > 1 else {},
-        "by_length_gap": {name: part(where_N) for name, where_N in gaps.items() if where_N.any()},
-        "length_preference": length_preference(margin_N, ratio_N, cluster_N, resamples, seed),
         **against(margin_N > 0, trivial_N, cluster_N, resamples, seed),
     }
-
-
-def length_preference(margin_N: Floats, ratio_N: Floats, cluster_N: Ints, resamples: int, seed: int) -> dict[str, Any] | None:
-    """How often the reward, and how often the truth, prefers the longer answer of a pair; pairs of equal length left out."""
-    unequal_N = ratio_N != 1
-    if not unequal_N.any():
-        return None
-    longer_better_N = ratio_N[unequal_N] > 1
-    reward_longer_N = (margin_N[unequal_N] > 0) & longer_better_N | (margin_N[unequal_N] < 0) & ~longer_better_N
-    reward = share(reward_longer_N, cluster_N[unequal_N], resamples, seed)
-    return {"reward": reward["accuracy"], "ci": reward["ci"], "truth": float(longer_better_N.mean()), "n": reward["n"]}
 
 
 def against(value_N: Any, trivial: Mapping[str, Any], clusters: Any, resamples: int, seed: int) -> dict[str, Any]:
@@ -242,7 +212,7 @@ def mean_of_shares(parts: Sequence[tuple[Any, Any]], resamples: int, seed: int) 
         sums_PC[number] = np.bincount(here_N, np.asarray(values, dtype=np.float64), minlength=len(names))
         counts_PC[number] = np.bincount(here_N, minlength=len(names))
     drawn = []
-    for weight_RC in cluster_weights(len(names), resamples, seed):
+    for weight_RC in stats.times_drawn(len(names), resamples, seed):
         totals_RP = weight_RC @ counts_PC.T
         kept = (totals_RP > 0).all(1)
         drawn.append(((weight_RC @ sums_PC.T)[kept] / totals_RP[kept]).mean(1))
@@ -251,16 +221,6 @@ def mean_of_shares(parts: Sequence[tuple[Any, Any]], resamples: int, seed: int) 
     if mean in (0.0, 1.0) and low == high:
         low, high = stats.wilson_interval(mean * len(names), len(names))
     return mean, [float(low), float(high)]
-
-
-def cluster_weights(clusters: int, resamples: int, seed: int) -> Iterable[Floats]:
-    """How often each bootstrap resample draws each cluster, weights_RC in blocks of bounded size."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    block = max(1, (1 << 21) // clusters)
-    for start in range(0, resamples, block):
-        drawn_RC = rng.integers(0, clusters, size=(min(block, resamples - start), clusters))
-        rows = np.arange(len(drawn_RC))[:, None] * clusters
-        yield np.bincount((drawn_RC + rows).ravel(), minlength=drawn_RC.size).reshape(drawn_RC.shape).astype(np.float64)
 
 
 # ── one item ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -299,6 +259,6 @@ def auroc(scores: Any, positive: Any, clusters: Any, resamples: int, seed: int) 
         total = up_V.sum() * down_V.sum()
         return float((up_V * (below_V + 0.5 * down_V)).sum() / total) if total else float("nan")
 
-    areas = [area(w_C[cluster_N]) for w_RC in cluster_weights(int(cluster_N.max()) + 1, resamples, seed) for w_C in w_RC]
+    areas = [area(w_C[cluster_N]) for w_RC in stats.times_drawn(int(cluster_N.max()) + 1, resamples, seed) for w_C in w_RC]
     low, high = np.nanquantile(areas, [0.025, 0.975])
     return {"auroc": area(np.ones(len(score_N))), "ci": [float(low), float(high)], "n": len(score_N)}

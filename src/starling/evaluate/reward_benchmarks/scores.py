@@ -110,7 +110,7 @@ def read_scores(benchmark: Benchmark, path: Path) -> ScoredSet:
             raise InputError(
                 "An answer has no score",
                 where=f"{path}, item {item.id}",
-                cure="give a file with score_a, score_b … in every row, or score the answers with --model (and --save-scores)",
+                cure="give a file with score_a, score_b … in every row (kwise: score in every answer), or --model and --data",
             )
         rows.append(Scored(item, scores))
     model, data, cut = (about["model"], about["data"], about["cut"]) if about else ("", path.name, 0)

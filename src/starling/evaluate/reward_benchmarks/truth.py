@@ -189,7 +189,7 @@ def measure_questions(scored: Iterable[Scored], resamples: int, seed: int) -> di
         "parts": parts,
         "auroc": measures.auroc(scores, true, np.repeat(numbered, repeats), resamples, seed),
         **measures.against(one, _question_baselines(rows), numbered, resamples, seed),
-        "pairs": {key: paired[key] for key in ("ties", "accuracy_half_ties", "baselines", "over_baseline", "length_preference")},
+        "pairs": {key: paired[key] for key in ("ties", "accuracy_half_ties", "baselines", "over_baseline")},
     }  # fmt: skip
 
 
@@ -305,7 +305,7 @@ def measure_labelled(scored: Iterable[Scored], resamples: int, seed: int) -> dic
         "auroc": measures.auroc(scores, true, clusters, resamples, seed),
         "ties": paired["ties"],
         **measures.against(right, known, clusters, resamples, seed),
-        "pairs": {key: paired[key] for key in ("ties", "accuracy_half_ties", "baselines", "over_baseline", "length_preference")},
+        "pairs": {key: paired[key] for key in ("ties", "accuracy_half_ties", "baselines", "over_baseline")},
     }
 
 
