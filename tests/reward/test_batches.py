@@ -18,6 +18,7 @@ from starling.models.tree import pack
 from starling.records import RankedAnswer, RankedPair, RankedPrompt
 from starling.reward import batches
 from starling.reward.batches import EncodedRanking, TokenStore, build_store, encode_rankings
+from starling.reward.train import sharing
 
 Make = Callable[..., Any]
 SETTINGS = RewardSection(over_long="drop")
@@ -150,3 +151,16 @@ def test_tokens_are_mapped_not_read(make_rankings: Make, encoder: Encoder, tmp_p
     store = build_store(tmp_path / "store", make_rankings(4), encoder, SETTINGS)
     assert isinstance(store._ids, np.memmap)
     assert json.loads((tmp_path / "store" / "meta.json").read_text())["digest"] == TokenStore(tmp_path / "store").digest
+
+
+def test_the_trial_takes_a_ranking_that_shares_tokens(encoder: Encoder, make_rankings: Make, tmp_path: Path) -> None:
+    """Answers that are cut on the left down to themselves share nothing."""
+    rows = make_rankings(4, k=2)
+    long = [RankedAnswer(answer=f"{word} " * 90, model="m", rank=rank) for word, rank in (("cat", 1.0), ("dog", 2.0))]
+    rows[0] = RankedPrompt(prompt=rows[0].prompt, answers=tuple(long), good_natured=None)
+    settings = RewardSection(over_long="truncate_left")
+    store = build_store(tmp_path / "tokens", rows, encoder, settings)
+    assert store.shared[0] == sum(len(a.ids) for a in store[0].answers)
+    assert sharing(store).prompt_id == rows[1].prompt.id
+    alone = build_store(tmp_path / "alone", rows[:1], encoder, settings)
+    assert sharing(alone).prompt_id == rows[0].prompt.id

@@ -148,7 +148,7 @@ class RewardSection(Section):
     layout: Literal["auto", "shared_prefix", "sequences", "all_pairs"] = Field(
         default="auto",
         description="What answers have in common computed once (shared_prefix), one row per answer, or two per pair (as TRL "
-        "does); scores are the same. auto: shared_prefix for decoders that pass a trial on the first ranking, else sequences.",
+        "does); scores are the same. auto: shared_prefix for decoders that pass a trial on a ranking, else sequences.",
     )
     eval_steps: int = Field(default=200, gt=0, description="Steps between evaluations on validation; the last step has one.")
     keep: Literal["last", "best"] = Field(

@@ -130,7 +130,7 @@ def choose_layout(
 
     Args:
         head: a `ScalarHead`, or what a wrapper made of it.
-        group: conversations for the trial, e.g. those of the first ranking.
+        group: conversations for the trial, e.g. those of a ranking whose answers share a prompt.
         pad_id: any valid id.
         layout: what was asked for.
         half_precision: the forward pass computes in bf16 or fp16.
@@ -168,7 +168,7 @@ def verify(head: Any, group: Sequence[Encoded], pad_id: int, tolerance: float = 
     if not (score <= tolerance and gradient <= tolerance):  # NaN fails too
         raise InputError(
             f"Shared prefixes change the scores by {score:.1e} and the gradient by {gradient:.1e}, relatively",
-            where=f"first ranking, {tree_attention.describe(getattr(head, 'module', head).model)}",
+            where=f"the trial ranking, {tree_attention.describe(getattr(head, 'module', head).model)}",
             cure='set reward.layout to "sequences", and report the architecture',
         )
 

@@ -103,7 +103,7 @@ def train(
     if resumed is not None:
         checkpoint.load_modules(resumed, {"weights": TrainedWeights(model.head)}, key=key)
     total = count(len(rankings), settings.rankings_per_step, settings.epochs)
-    engine, layout = _start(model, accelerator, rankings[0], settings, total)
+    engine, layout = _start(model, accelerator, sharing(rankings), settings, total)
     tokens = costs(rankings, layout, objective.answers_read)
     plan = Plan(tokens, settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, engine.ranks)
     task = _Rankings(rankings, held_out, model.encoder.pad_id, layout, objective, settings.micro_tokens)
@@ -205,6 +205,14 @@ def _start(
         return Engine(head, accelerator, settings.optimizer, total_steps), layout
     engine = Engine(model.head, accelerator, settings.optimizer, total_steps)
     return engine, engine.told(choose_layout(engine.model, first.answers, pad_id, settings.layout, half))
+
+
+def sharing(rankings: TokenStore) -> EncodedRanking:
+    """The first ranking (of 256) whose conversations share tokens, for the trial of the layout: another would show nothing."""
+    for i, shared in enumerate(rankings.shared[:256]):
+        if shared < sum(len(answer.ids) for answer in rankings[i].answers):
+            return rankings[i]
+    return rankings[0]
 
 
 def costs(rankings: TokenStore, layout: Layout, read: int | None = None) -> npt.NDArray[np.int64]:
