@@ -136,6 +136,7 @@ BAD = [
     ("reward.loss.pairs=all", "'reward.loss.pairs': it does not go with type 'plackett_luce' (known: ties, "),
     ("reward.loss.marg=1", "Unknown setting 'reward.loss.marg'"),
     ('reward.loss={type="bradley_terry", ties="efron"}', "it does not go with type 'bradley_terry' (known: margin,"),
+    ('reward.loss={type="bradley_terry", pairs="adjacent", tied_pairs=true}', "tied_pairs = true goes with pairs = 'all'"),
     ("policy.algorithm.lamb=1", "'policy.algorithm.lamb'; did you mean 'lam'?"),
     ("ranking.mode=internal_fliped", "did you mean 'internal_flipped'?"),
     ("ranking.orders=0", "ranking.orders"),

@@ -41,11 +41,19 @@ def test_ties_and_top_k_reach_the_loss() -> None:
     rankings = [ranking(1, 1, 3, 4), ranking(1, 2)]
     scores_BK = torch.tensor([[0.5, -0.2, 0.1, 1.0], [0.3, 0.4, 9.0, 9.0]])
     for ties in ("efron", "breslow", "strict"):
-        chosen = objective(type="plackett_luce", ties=ties, top_k=3, zero_sum=0.1)
+        chosen = objective(type="plackett_luce", ties=ties, top_k=2, zero_sum=0.1)
         targets = chosen.targets(rankings, 1)
-        expected = plackett_luce(scores_BK, targets, ties=ties, top_k=3, zero_sum=0.1).loss  # type: ignore[arg-type]
+        expected = plackett_luce(scores_BK, targets, ties=ties, top_k=2, zero_sum=0.1).loss  # type: ignore[arg-type]
         assert torch.equal(chosen(scores_BK, targets, 2.0).loss, expected)
     assert targets.rank_BK.tolist() == [[1, 1, 3, 4], [1, 2, 0, 0]]
+
+
+def test_margins_and_penalty_reach_the_loss() -> None:
+    chosen = objective(type="bradley_terry", margin=0.25, margin_per_rank=0.5, zero_sum=0.1)
+    found = chosen(torch.tensor([[1.0, 0.5, -2.0]]), chosen.targets([ranking(1, 2, 3)], 1), 1.0).loss.item()
+    # differences 0.5, 3, 2.5 less 0.75, 1.25, 0.75; scores sum to −0.5
+    cost = math.log1p(math.exp(0.25)) + math.log1p(math.exp(-1.75)) + math.log1p(math.exp(-1.75))
+    assert found == pytest.approx(cost / 3 + 0.1 * 0.25 / 2, abs=1e-6)
 
 
 def test_best_vs_worst_reads_two_answers() -> None:
@@ -126,10 +134,11 @@ def test_verdicts_balance_on_a_tie_and_do_not_silence_it() -> None:
     torch.testing.assert_close(weights_BKK[0], torch.tensor([[0, 1, 0.5], [1, 0, 1], [0.5, 1, 0]]) / 3)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("weights", ["none", "confidence"])
 @pytest.mark.parametrize("pairs", ["best_vs_worst", "random"])
-def test_two_answers_are_scored_and_the_loss_is_that_of_the_whole_ranking(pairs: str) -> None:
+def test_two_answers_are_scored_and_the_loss_is_that_of_the_whole_ranking(pairs: str, weights: str) -> None:
     """Margins by rank, soft labels and weights included; the other answers get no gradient."""
-    chosen = objective(type="bradley_terry", pairs=pairs, margin=0.1, margin_per_rank=0.3, soft_labels=True, weights="confidence")
+    chosen = objective(type="bradley_terry", pairs=pairs, margin=0.1, margin_per_rank=0.3, soft_labels=True, weights=weights)
     known = tuple(pair(i, j, 0.6 + 0.04 * (i + j)) for i in range(4) for j in range(i + 1, 4))
     whole = [ranking(1, 2, 2, 4, name=str(i), pairs=known) for i in range(12)]
     scores_BK = torch.randn(12, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
@@ -176,7 +185,7 @@ def test_what_teaches_nothing() -> None:
     assert of_name("plackett_luce").normaliser([ranking(1, 1)]) == 1.0
 
 
-@pytest.mark.parametrize("loss", [{"type": "plackett_luce"}, {"type": "bradley_terry", "pairs": "adjacent", "tied_pairs": True}])
+@pytest.mark.parametrize("loss", [{"type": "plackett_luce"}, {"type": "bradley_terry", "tied_pairs": True}])
 def test_micro_batches_add_up(loss: dict[str, Any]) -> None:
     chosen = objective(**loss)
     rankings = [ranking(1, 2, 2, 4), ranking(1, 1), ranking(1, 2, 3)]

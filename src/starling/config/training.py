@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from starling.config.base import Section
 from starling.records import Sampling
@@ -65,6 +65,12 @@ class BradleyTerry(Section):
         default="none", description="confidence: a pair counts by its judge's agreement, 2c - 1, where it is known."
     )
     zero_sum: float = Field(default=0.0, ge=0, description="Penalty on the squared sum of a ranking's scores.")
+
+    @model_validator(mode="after")
+    def _tied_ones_are_among_all_pairs(self) -> BradleyTerry:
+        if self.tied_pairs and self.pairs != "all":
+            raise ValueError(f"tied_pairs = true goes with pairs = 'all', not with '{self.pairs}'")
+        return self
 
 
 def _named(value: object) -> object:

@@ -130,7 +130,7 @@ def _loss_of(settings: PlackettLuce | BradleyTerry) -> Callable[..., LossOutputs
     return partial(
         bradley_terry,
         pairs="adjacent" if settings.pairs == "adjacent" else "all",  # of those, the weights leave the one that is read
-        tied_pairs=settings.tied_pairs and settings.pairs == "all",
+        tied_pairs=settings.tied_pairs,
         margin=settings.margin,
         margin_per_rank=settings.margin_per_rank,
         zero_sum=settings.zero_sum,
