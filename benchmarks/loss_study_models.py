@@ -403,7 +403,7 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
     """Paired differences in pair accuracy with their intervals, a panel per part."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(tables), 3), layout="constrained")
+    figure = Figure(figsize=(5 * len(tables), 3), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for axes, (title, rows) in zip(panels, tables.items(), strict=True):
         labels = [NAMES[r.loss] + ("" if r.loss not in READS_A_PAIR else f", equal {r.regime}") for r in rows[1:]]
@@ -414,5 +414,6 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
             axes.plot(each, [place] * len(each), ".", color="gray", alpha=0.6)
         axes.axvline(0, color="black", linewidth=1)
         axes.set(title=title, xlabel="pair accuracy − Plackett–Luce's", yticks=range(len(labels)), yticklabels=labels)
+        axes.locator_params(axis="x", nbins=5)
         axes.invert_yaxis()
     figure.savefig(path, dpi=150)
