@@ -242,7 +242,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_records_of_another_class(tmp_path: Path) -> None:
     write_records(tmp_path / "a", SAMPLES[rec.Score], rec.Score)
-    with pytest.raises(ArtifactError, match="does not hold Message records: answer, content, file, id, outcome, problem, reward, role, row differ"):
+    differ = "answer, content, file, id, outcome, problem, reward, role, row differ"
+    with pytest.raises(ArtifactError, match=f"does not hold Message records: {differ}"):
         read_records(tmp_path / "a", rec.Message)
 
 
