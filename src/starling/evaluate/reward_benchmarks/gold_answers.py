@@ -21,15 +21,16 @@ import numpy as np
 from starling.evaluate.reward_benchmarks import best_of_n, measures
 from starling.evaluate.reward_benchmarks.items import Benchmark, Item, Reading, Scored
 from starling.evaluate.reward_benchmarks.reading import (
-    Broken,
     LeftOut,
     ReadItem,
     RowFields,
+    answers_of,
     cluster_of,
     conversation,
     finite,
     identity,
     items_of,
+    scores_of,
 )
 
 
@@ -40,11 +41,7 @@ def read(path: Path, reading: Reading) -> Iterator[ReadItem]:
 
 def _prompt(row: RowFields, number: str) -> ReadItem:
     messages = conversation(row.get("prompt"))
-    answers = row.get("answers")
-    if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(a, dict) for a in answers):
-        raise Broken("answers_missing", "there is no list 'answers' of two or more {answer, gold}")
-    if not all(isinstance(a.get("answer"), str) for a in answers):
-        raise Broken("answer_not_text", "an answer is no text")
+    answers = answers_of(row, "gold")
     gold = tuple(finite(a.get("gold"), "gold") for a in answers)
     if len(set(gold)) == 1:
         raise LeftOut("all_equal")
@@ -56,8 +53,7 @@ def _prompt(row: RowFields, number: str) -> ReadItem:
         answers=tuple(a["answer"] for a in answers),
         truth=gold,
     )
-    scores = [a.get("score") for a in answers]
-    return item, None if all(s is None for s in scores) else tuple(finite(s, "score") for s in scores)
+    return item, scores_of(answers)
 
 
 def measure(scored: Iterable[Scored], resamples: int, seed: int) -> dict[str, Any]:

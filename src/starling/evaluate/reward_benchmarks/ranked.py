@@ -32,11 +32,13 @@ from starling.evaluate.reward_benchmarks.reading import (
     LeftOut,
     ReadItem,
     RowFields,
+    answers_of,
     cluster_of,
     conversation,
     finite,
     identity,
     items_of,
+    scores_of,
 )
 
 IMPORTED_FILE = "rankings.parquet"
@@ -51,11 +53,7 @@ def read(path: Path, reading: Reading) -> Iterator[ReadItem]:
 
 def _ranking(row: RowFields, number: str) -> ReadItem:
     messages = conversation(row.get("prompt"))
-    answers = row.get("answers")
-    if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(a, dict) for a in answers):
-        raise Broken("answers_missing", "there is no list 'answers' of two or more {answer, model, rank}")
-    if not all(isinstance(a.get("answer"), str) for a in answers):
-        raise Broken("answer_not_text", "an answer is no text")
+    answers = answers_of(row, "model, rank")
     ranks = [_rank(a.get("rank")) for a in answers]
     if len(set(ranks)) == 1:
         raise LeftOut("all_tied")
@@ -70,8 +68,7 @@ def _ranking(row: RowFields, number: str) -> ReadItem:
         truth=tuple(-rank for rank in ranks),
         labels=models,
     )
-    given = [a.get("score") for a in answers]
-    return item, None if all(s is None for s in given) else tuple(finite(s, "score") for s in given)
+    return item, scores_of(answers)
 
 
 def _rank(rank: Any) -> float:

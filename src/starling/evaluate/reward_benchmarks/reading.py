@@ -152,6 +152,30 @@ def conversation(value: Any) -> Messages:
     return messages
 
 
+def answers_of(row: RowFields, fields: str) -> list[dict[str, Any]]:
+    """The two or more {answer, …} of a row; `fields` names what else they should have.
+
+    Raises:
+        Broken: there are none, or one without text.
+    """
+    answers = row.get("answers")
+    if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(a, dict) for a in answers):
+        raise Broken("answers_missing", f"there is no list 'answers' of two or more {{answer, {fields}}}")
+    if not all(isinstance(a.get("answer"), str) for a in answers):
+        raise Broken("answer_not_text", "an answer is no text")
+    return answers
+
+
+def scores_of(answers: list[dict[str, Any]]) -> tuple[float, ...] | None:
+    """The answers' `score`, None where no answer has one.
+
+    Raises:
+        Broken: one is missing or not finite.
+    """
+    given = [a.get("score") for a in answers]
+    return None if all(s is None for s in given) else tuple(finite(s, "score") for s in given)
+
+
 def turns(value: Any) -> Messages:
     """A whole conversation: a list of {role, content}, or a transcript with "Human:" and "Assistant:" turns.
 
