@@ -58,3 +58,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as the command ends: see `starling.cli.main`
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

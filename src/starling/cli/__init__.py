@@ -46,7 +46,15 @@ def main() -> None:
     # ten (measured on two cores: 0.2–0.5 instead of 1.9 steps/s); short spinning costs nothing on a quiet machine. GNU's
     # library reads this once, when torch is loaded; a user's own value stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    sys.exit(call(sys.argv[1:]))
+    code = call(sys.argv[1:])
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # One of several processes, and its work is on disk. Threads of torch's process groups can abort the interpreter's
+        # shutdown (seen once in some forty exits under FSDP2), and the launcher would call the finished work failed.
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def call(arguments: Sequence[str]) -> int:
