@@ -49,7 +49,7 @@ def main() -> None:
     code = call(sys.argv[1:])
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # One of several processes, and its work is on disk. Threads of torch's process groups can abort the interpreter's
-        # shutdown (seen once in some forty exits under FSDP2), and the launcher would call the finished work failed.
+        # shutdown (seen once, under FSDP2), and the launcher would call the finished work failed.
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
