@@ -112,6 +112,8 @@ def test_an_error_on_purpose_is_one_paragraph(run: Run, monkeypatch: pytest.Monk
     code, out, err = run("run", MICRO)
     assert (code, out) == (1, "")
     assert err == "The loss is not finite. Where: step 3. What to do: lower the rate.\n"
+    monkeypatch.setenv("RANK", "1")  # of several processes, the others say who they are
+    assert run("run", MICRO)[2].startswith("process 1: The loss is not finite.")
 
 
 def test_a_full_disk_is_one_paragraph(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ PROMPTS = [Prompt.make((Message(role="user", content=f"name {n} animals"),), ("t
 def settings(**changes: object) -> PolicySection:
     plain: dict[str, object] = {
         "iterations": 4, "rollouts": 8, "epochs": 2, "minibatches": 2, "sampling": Sampling(max_tokens=6), "sample_batch": 8,
-        "critic_warmup": 1, "optimizer": OptimizerSection(learning_rate=1e-2, schedule="linear", warmup_fraction=0),
-        "critic_learning_rate": 1e-2, "eval_every": 2, "eval_prompts": 4, "checkpoint_every": 1, "kl": 0.05,
+        "critic": {"pretrain": 1, "learning_rate": 1e-2},
+        "optimizer": OptimizerSection(learning_rate=1e-2, schedule="linear", warmup_fraction=0),
+        "eval_every": 2, "eval_prompts": 4, "checkpoint_every": 1, "kl": 0.05,
     }  # fmt: skip
     return PolicySection.model_validate(plain | changes)
 
@@ -35,7 +36,7 @@ def reward_folder(backbone: Callable[..., Path], tmp_path_factory: pytest.TempPa
 
 
 def test_rewards_are_standardised_shifted_clipped_and_cut_replies_capped() -> None:
-    rules = settings(reward_shift=0.1, reward_clip=3.0, unfinished_reward=-2.0)
+    rules = settings(shaping={"shift": 0.1, "clip": 3.0, "unfinished": -2.0})
     scores, finished = torch.tensor([2.5, 20.0, 2.5, -30.0]), torch.tensor([True, True, False, False])
     # (2.5 − 0.5)/2 + 0.1 = 1.1; 9.85 clipped to 3; a cut reply at most −2; −15.15 clipped to −3
     assert torch.allclose(shape_rewards(scores, finished, rules, 0.5, 2.0), torch.tensor([1.1, 3.0, -2.0, -3.0]))
@@ -124,7 +125,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 def test_the_critic_warms_up_before_the_policy_moves(backbone: Callable[..., Path], reward_folder: Path, tmp_path: Path) -> None:
     tuning.train(
         PROMPTS, PROMPTS[:4], base=backbone("llama"), reward=reward_folder, out=tmp_path / "out", work=tmp_path / "work",
-        settings=settings(iterations=2, critic_warmup=2), seed=0,
+        settings=settings(iterations=2, critic={"pretrain": 2, "learning_rate": 1e-2}), seed=0,
     )  # fmt: skip
     before, after = load_causal(backbone("llama")).state_dict(), load_causal(tmp_path / "out").state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -157,7 +158,7 @@ def test_a_step_does_not_depend_on_how_it_is_split_into_passes(
 ) -> None:
     def weights() -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         models = tuning._load(backbone("llama"), reward_folder)
-        tuner = tuning._Tuner(models, settings(algorithm=algorithm, critic_warmup=0, epochs=1), 0, tmp_path)
+        tuner = tuning._Tuner(models, settings(algorithm=algorithm, critic={"pretrain": 0}, epochs=1), 0, tmp_path)
         metrics = tuner.iterate(PROMPTS, 1)
         return {**models.policy.state_dict(), **{f"critic.{k}": v for k, v in models.critic.state_dict().items()}}, metrics
 
@@ -176,7 +177,7 @@ def test_prompts_without_room_for_a_reply_are_left_out_and_counted(
     long = Prompt.make((Message(role="user", content="animals " * 200),), ("test",))
     metrics = tuning.train(
         [*PROMPTS, long], [*PROMPTS[:2], long], base=backbone("llama"), reward=reward_folder, out=tmp_path / "out",
-        work=tmp_path / "work", settings=settings(iterations=1, critic_warmup=0), seed=0,
+        work=tmp_path / "work", settings=settings(iterations=1, critic={"pretrain": 0, "learning_rate": 1e-2}), seed=0,
         monitor=lambda prompts, texts, finished: {"count": float(len(texts))},
     )  # fmt: skip
     assert metrics["prompts/too_long"] == 1
@@ -186,7 +187,7 @@ def test_prompts_without_room_for_a_reply_are_left_out_and_counted(
 def test_losses_of_the_first_update_by_hand(backbone: Callable[..., Path], reward_folder: Path, tmp_path: Path) -> None:
     """One pass, one step: new values and log-probabilities are still the old ones, so the means are known."""
     apa = APA(type="apa", lam=2.0)
-    rules = settings(algorithm=apa, epochs=1, minibatches=1, critic_warmup=0)
+    rules = settings(algorithm=apa, epochs=1, minibatches=1, critic={"pretrain": 0, "learning_rate": 1e-2})
     models = tuning._load(backbone("llama"), reward_folder)
     tuner = tuning._Tuner(models, rules, 0, tmp_path)
     rollouts = tuner._sample(PROMPTS, "x", 1.0)

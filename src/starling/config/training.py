@@ -1,4 +1,4 @@
-"""Settings of the stages that train: reward model and policy."""
+"""Settings of stage 5, the reward model, and what it shares with stage 6 (`policy`): optimiser, what is trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from starling.config.base import Section
-from starling.records import Sampling
 
 # ── stage 5: reward model ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -73,12 +72,12 @@ class BradleyTerry(Section):
         return self
 
 
-def _named(value: object) -> object:
+def named(value: object) -> object:
     """`loss = "plackett_luce"` stands for the section with that type."""
     return {"type": value} if isinstance(value, str) else value
 
 
-RankingLoss = Annotated[PlackettLuce | BradleyTerry, Field(discriminator="type"), BeforeValidator(_named)]
+RankingLoss = Annotated[PlackettLuce | BradleyTerry, Field(discriminator="type"), BeforeValidator(named)]
 
 
 class FullTraining(Section):
@@ -145,6 +144,12 @@ class RewardSection(Section):
         lt=1,
         description="Share of conversations held out from an imported dataset for validation and statistics.",
     )
+    guard_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training conversations kept from this model, for a second one that guards the policy's tuning.",
+    )
     layout: Literal["auto", "shared_prefix", "sequences", "all_pairs"] = Field(
         default="auto",
         description="What answers have in common computed once (shared_prefix), one row per answer, or two per pair (as TRL "
@@ -165,66 +170,3 @@ class RewardSection(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         default=(), description="Also show the log there, from <run.dir>/tracking/reward; nothing leaves the machine by default."
     )
-
-
-# ── stage 6: policy ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class APA(Section):
-    """Advantage-induced policy alignment, arXiv 2306.02231: squared distance to anchor + advantage / lambda."""
-
-    type: Literal["apa"]
-    lam: float = Field(default=1.0, gt=0, description="λ: large keeps the policy near the anchor (Starling: 1; paper: 0.1).")
-    anchor: Literal["rollout", "initial"] = Field(
-        default="rollout", description="Centre of the squared term: policy that sampled (Starling) or initial policy (paper)."
-    )
-    whiten: bool = Field(default=False, description="Standardise advantages over the batch (Starling: no; paper code: yes).")
-
-
-class PPO(Section):
-    """Proximal policy optimisation with a clipped ratio, arXiv 1707.06347."""
-
-    type: Literal["ppo"]
-    clip: float = Field(default=0.2, gt=0, description="Ratio clip ε (paper).")
-    whiten: bool = Field(default=True, description="Standardise advantages over the batch (usual in RLHF).")
-    entropy: float = Field(default=0.0, ge=0, description="Entropy bonus coefficient.")
-
-
-Algorithm = Annotated[APA | PPO, Field(discriminator="type")]
-
-
-class PolicySection(Section):
-    base: str = Field(default="microworld:base", description="transformers folder of the model to tune, or microworld:base.")
-    algorithm: Algorithm = Field(default=APA(type="apa"), description="APA (Starling-LM-7B-alpha) or PPO (beta).")
-    iterations: int = Field(default=20, gt=0, description="Rollout + update rounds.")
-    rollouts: int = Field(default=256, gt=0, description="Replies sampled per iteration (Starling: 448 on 7 GPUs).")
-    epochs: int = Field(default=2, gt=0, description="Passes over one iteration's rollouts (Starling: 2).")
-    minibatches: int = Field(default=4, gt=0, description="Optimiser steps per pass.")
-    sampling: Sampling = Field(
-        default=Sampling(max_tokens=1024), description="Rollout sampling (Starling: T 1, 1,024 new tokens)."
-    )
-    sample_batch: int = Field(default=128, gt=0, description="Rows decoded together.")
-    optimizer: OptimizerSection = Field(
-        default=OptimizerSection(learning_rate=2e-7, betas=(0.9, 0.95), weight_decay=1e-6, warmup_fraction=0.0),
-        description="AdamW (Starling APA: 2e-7, betas 0.9/0.95, decay 1e-6).",
-    )
-    critic_learning_rate: float = Field(default=1e-5, gt=0, description="The critic's own rate.")
-    critic_warmup: int = Field(
-        default=2, ge=0, description="First iterations in which only the critic learns (Starling: critic pre-training)."
-    )
-    value_clip: float = Field(default=0.2, gt=0, description="Value change clip per iteration (Starling: 0.2).")
-    kl: float = Field(default=0.01, ge=0, description="Per-token KL penalty in the reward, fixed (Starling: 0.01).")
-    gamma: float = Field(default=1.0, ge=0, le=1, description="Discount (Starling: 1).")
-    gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE λ (Starling: 0.95).")
-    reward_clip: float = Field(default=10.0, gt=0, description="Standardised reward is clipped here (Starling: 10).")
-    reward_shift: float = Field(
-        default=0.1,
-        description="Added after standardising: a slightly positive mean keeps replies from growing (Starling's length control).",
-    )
-    unfinished_reward: float = Field(
-        default=-2.0,
-        description="Highest reward of a reply without its end token; Starling let them look finished, which feeds length.",
-    )
-    eval_every: int = Field(default=5, gt=0, description="Iterations between evaluations on validation prompts.")
-    eval_prompts: int = Field(default=128, gt=0, description="Validation prompts per evaluation.")
-    checkpoint_every: int = Field(default=5, gt=0, description="Iterations between checkpoints.")

@@ -107,8 +107,8 @@ def sample_rollouts(
 
 def shape_rewards(scores_B: Tensor, finished_B: Tensor, settings: PolicySection, mean: float, std: float) -> Tensor:
     """Standardise by the reward model's statistics, shift, clip; a cut reply gets at most `unfinished_reward`."""
-    shaped_B = ((scores_B - mean) / std + settings.reward_shift).clamp(-settings.reward_clip, settings.reward_clip)
-    return torch.where(finished_B, shaped_B, shaped_B.clamp_max(settings.unfinished_reward))
+    shaped_B = ((scores_B - mean) / std + settings.shaping.shift).clamp(-settings.shaping.clip, settings.shaping.clip)
+    return torch.where(finished_B, shaped_B, shaped_B.clamp_max(settings.shaping.unfinished))
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def make_experience(
         values_BT[rows, :width] = torch.where(here_BT, critic.values(part.ids_BT, part.mask_BT)[:, :-1], 0.0)
     finished_B = torch.tensor([r.finished for r in rollouts], device=scores_B.device)
     shaped_B = shape_rewards(scores_B, finished_B, settings, reward_mean, reward_std)
-    rewards_BT = torch.where(mask_BT, -settings.kl * kl_k1(logprobs_BT, reference_BT), 0.0)
+    rewards_BT = torch.where(mask_BT, -settings.kl.coefficient * kl_k1(logprobs_BT, reference_BT), 0.0)
     rewards_BT[torch.arange(len(rollouts)), padded.last_B - 1] += shaped_B
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, gamma=settings.gamma, lam=settings.gae_lambda)
     length_B = mask_BT.sum(1).float()

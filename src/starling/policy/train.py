@@ -173,10 +173,10 @@ class _Tuner:
         self.seed = seed
         self.work = work
         per_iteration = settings.epochs * settings.minibatches
-        tuned = max(1, settings.iterations - settings.critic_warmup)
+        tuned = max(1, settings.iterations - settings.critic.pretrain)
         self.policy_optimizer, self.policy_schedule = make_optimizer(models.policy, settings.optimizer, tuned * per_iteration)
         critic_rules = settings.optimizer.model_copy(
-            update={"learning_rate": settings.critic_learning_rate, "schedule": "constant"}
+            update={"learning_rate": settings.critic.learning_rate, "schedule": "constant"}
         )
         self.critic_optimizer, self.critic_schedule = make_optimizer(
             models.critic, critic_rules, settings.iterations * per_iteration
@@ -225,9 +225,9 @@ class _Tuner:
             reward_mean=self.reward_mean,
             reward_std=self.reward_std,
         )
-        if self.settings.algorithm.whiten:
+        if isinstance(self.settings.algorithm, APA | PPO) and self.settings.algorithm.whiten:
             experience = replace(experience, advantages_BT=center_and_scale(experience.advantages_BT, experience.mask_BT))
-        update_policy = iteration > self.settings.critic_warmup
+        update_policy = iteration > self.settings.critic.pretrain
         totals: dict[str, float] = {}
         generator = torch.Generator().manual_seed((self.seed << 20) + iteration)
         updates = self.settings.epochs * self.settings.minibatches
@@ -257,7 +257,12 @@ class _Tuner:
             share = float(batch.mask_BT.sum()) / tokens
             values_BT = self.models.critic.values(batch.padded.ids_BT, batch.padded.mask_BT)[:, :-1]
             value_loss = clipped_value_loss(
-                values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, clip=self.settings.value_clip, normaliser=tokens
+                values_BT,
+                batch.values_BT,
+                batch.returns_BT,
+                batch.mask_BT,
+                clip=self.settings.critic.value_clip,
+                normaliser=tokens,
             )
             found = {"value_loss": float(value_loss.detach())}
             loss = value_loss
@@ -284,6 +289,7 @@ class _Tuner:
         if isinstance(algorithm, APA):
             anchor_BT = batch.logprobs_BT if algorithm.anchor == "rollout" else batch.reference_BT
             return apa(logprobs_BT, anchor_BT, batch.advantages_BT, batch.mask_BT, lam=algorithm.lam, normaliser=tokens)
+        assert isinstance(algorithm, PPO)
         outputs = ppo(logprobs_BT, batch.logprobs_BT, batch.advantages_BT, batch.mask_BT, clip=algorithm.clip, normaliser=tokens)
         if entropy_BT is None:
             return outputs
