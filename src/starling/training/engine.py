@@ -26,7 +26,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -35,7 +35,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from starling.config import OptimizerSection
 from starling.errors import ConfigError, TrainingError
-from starling.training.loop import is_on, make_optimizer
+from starling.training.loop import Apart, is_on, make_optimizer
 from starling.training.trained import layers_of, trained_parameters
 
 Kind = Literal["single", "ddp", "fsdp2", "deepspeed"]
@@ -74,12 +74,21 @@ class Engine:
         accelerator: of `make_accelerator`.
         settings: the optimiser.
         total_steps: length of its schedule.
+        apart: children of the module, by name, that have another rate, schedule and decay; each has its gradient clipped by
+            itself (DeepSpeed, which clips and updates in one, clips all together).
 
     Raises:
         ConfigError: the settings do not go with the way the processes were started.
     """
 
-    def __init__(self, module: torch.nn.Module, accelerator: Accelerator, settings: OptimizerSection, total_steps: int) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        accelerator: Accelerator,
+        settings: OptimizerSection,
+        total_steps: int,
+        apart: Mapping[str, tuple[OptimizerSection, int]] | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.ranks: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
@@ -87,6 +96,11 @@ class Engine:
         self.module = module
         self.kind: Kind = kind_of(self.ranks)
         self._settings = settings
+        self._apart = dict(apart or {})
+        self.norms: dict[str, float] = {}
+        """Of the last update: the gradient's norm before clipping, by part; "" is what is not apart."""
+        self.rates: dict[str, float] = {}
+        """Of the last update: the learning rate by part."""
         if settings.type == "muon" and self.kind in ("fsdp2", "deepspeed"):
             raise ConfigError(
                 f"Muon needs whole matrices, and {self.kind} spreads them over processes",
@@ -104,7 +118,7 @@ class Engine:
                     self._wrapped = torch.nn.parallel.DistributedDataParallel(
                         module, broadcast_buffers=False, gradient_as_bucket_view=True
                     )
-            self.optimizer, self.scheduler = make_optimizer(module, settings, total_steps)
+            self.optimizer, self.scheduler = make_optimizer(module, settings, total_steps, self._others())
         stage = accelerator.state.deepspeed_plugin.zero_stage if self.kind == "deepspeed" else 0
         self._passes_meet = self.kind == "fsdp2" or stage == 3
         """Whether a forward pass is a collective operation, because it gathers weights."""
@@ -112,6 +126,11 @@ class Engine:
         self.model = _Called(self)
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def spread(self) -> bool:
+        """Whether no process holds whole weights."""
+        return self._passes_meet
 
     @property
     def first(self) -> bool:
@@ -185,20 +204,30 @@ class Engine:
         else:
             torch.autograd.backward(scaled)
 
-    def update(self) -> tuple[float, float]:
+    def update(self, without: Collection[str] = ()) -> tuple[float, float]:
         """Clip, update, advance the schedule, clear; returns (gradient norm before clipping, learning rate of this step).
+
+        Both are of what is not apart; `norms` and `rates` have those of every part.
+
+        Args:
+            without: parts, "" for what is not apart, that stay as they are in this step.
 
         Raises:
             TrainingError: the gradient is not finite, on all processes alike; nothing was updated (with DeepSpeed, which
                 clips and updates in one: the weights are spoiled, the last checkpoint is not).
         """
-        rate = float(self.scheduler.get_last_lr()[0])
+        self.rates = self._rates()
         if self.kind == "deepspeed":
-            self._wrapped.step()
+            with self._standing(without):
+                self._wrapped.step()
             norm = float(self._wrapped.get_global_grad_norm())
+            self.norms = {part: norm for part in self.rates}
         else:
-            norm = self._clipped()
-        if not math.isfinite(norm):
+            for part in without:
+                for parameter in self._parts()[part]:
+                    parameter.grad = None
+            self.norms = self._clipped()
+        if not all(math.isfinite(norm) for norm in self.norms.values()):
             raise TrainingError(
                 "The gradient is not finite", where="optimiser step", cure="lower the learning rate; check the data of this step"
             )
@@ -206,14 +235,59 @@ class Engine:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
-        return norm, rate
+        return next(iter(self.norms.values()), 0.0), next(iter(self.rates.values()))
 
-    def _clipped(self) -> float:
-        parameters = [p for _, p in trained_parameters(self.module)]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = _whole(norm)
-        torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.max_grad_norm, norm)
-        return float(norm)
+    def clear(self) -> None:
+        """Forget the gradients of a step that is begun anew."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _parts(self) -> dict[str, list[torch.nn.Parameter]]:
+        """What is trained, by part; empty parts left out, what is not apart first."""
+        parts: dict[str, list[torch.nn.Parameter]] = {"": [], **{name: [] for name in self._apart}}
+        for name, parameter in trained_parameters(self.module):
+            child = name.partition(".")[0]
+            parts[child if child in self._apart else ""].append(parameter)
+        return {name: found for name, found in parts.items() if found}
+
+    def _others(self) -> list[Apart]:
+        parts = self._parts()
+        return [Apart(parts[name], *rules) for name, rules in self._apart.items() if name in parts]
+
+    def _rates(self) -> dict[str, float]:
+        """Learning rates of the next update, by part."""
+        rates = self.scheduler.get_last_lr()
+        apart = [name for name in self._parts() if name]
+        # groups of a part follow one another; each part has one or two of them
+        found = {"": float(rates[0])} if len(apart) < len(self._parts()) else {}
+        at = len(rates)
+        for name in reversed(apart):
+            at -= len({p.ndim >= 2 for p in self._parts()[name]})
+            found[name] = float(rates[at])
+        return found
+
+    @contextlib.contextmanager
+    def _standing(self, without: Collection[str]) -> Iterator[None]:
+        """DeepSpeed knows no step without some parameters: at rate 0 they stay where they are."""
+        ids = {id(p) for name, own in self._parts().items() if name in without for p in own}
+        groups = [g for g, own in zip(self.optimizer.param_groups, self.groups, strict=True) if own and id(own[0]) in ids]
+        before = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = 0.0
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, before, strict=True):
+                group["lr"] = rate
+
+    def _clipped(self) -> dict[str, float]:
+        norms = {}
+        for part, parameters in self._parts().items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if gradients:
+                norm = _whole(torch.nn.utils.get_total_norm(gradients))
+                torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.max_grad_norm, norm)
+                norms[part] = float(norm)
+        return norms
 
     # ── state ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -242,7 +316,7 @@ class Engine:
     # ── DeepSpeed ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_deepspeed(self, total_steps: int) -> None:
-        plain, self.scheduler = make_optimizer(self.module, self._settings, total_steps)
+        plain, self.scheduler = make_optimizer(self.module, self._settings, total_steps, self._others())
         self.plain: Any = plain
         self.groups = [list(group["params"]) for group in plain.param_groups]  # DeepSpeed puts flat pieces in their place
         config = self.accelerator.state.deepspeed_plugin.deepspeed_config
@@ -372,10 +446,18 @@ def _sharded(module: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Modu
     # the residual stream stays fp32 between layers, as under autocast on one process
     layers = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
     reshard = is_on("FSDP_RESHARD_AFTER_FORWARD", "true")
-    for layer in layers_of(module):
-        fully_shard(layer, mesh=mesh, mp_policy=layers, reshard_after_forward=reshard)
+    for model in _models_in(module):
+        for layer in layers_of(model):
+            fully_shard(layer, mesh=mesh, mp_policy=layers, reshard_after_forward=reshard)
     fully_shard(module, mesh=mesh)
     return module
+
+
+def _models_in(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """The transformers models inside, not those inside others: a policy and a critic have layers each."""
+    if hasattr(module, "base_model_prefix"):
+        return [module]
+    return [model for child in module.children() for model in _models_in(child)]
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:
