@@ -74,7 +74,7 @@ def test_micro_batches_add_up_and_masked_positions_do_not_count(loss: str) -> No
             return apa(*args, lam=0.5, normaliser=mask.sum()).loss
         if loss == "ppo":
             return ppo(*args, clip=0.2, normaliser=mask.sum()).loss
-        return clipped_value_loss(*args, clip=0.2, normaliser=mask.sum())
+        return clipped_value_loss(*args, clip=0.2, normaliser=mask.sum()).loss
 
     whole = value(slice(None))
     assert torch.allclose(whole, value(slice(0, 2)) + value(slice(2, 6)), atol=1e-6)
@@ -88,7 +88,7 @@ def test_value_loss_by_hand() -> None:
     loss = clipped_value_loss(
         torch.tensor([[2.0, 0.5]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 0.0]]), mask, clip=0.2, normaliser=2
     )
-    assert float(loss) == pytest.approx(0.5 * (4 + 0.64) / 2)
+    assert float(loss.loss) == pytest.approx(0.5 * (4 + 0.64) / 2)
 
 
 def test_kl_estimators_agree_in_expectation() -> None:

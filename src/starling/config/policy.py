@@ -168,6 +168,11 @@ class GuardSection(Section):
     margin: float = Field(
         default=0.1, ge=0, description="Fall below the guard's best that counts, in its own standard deviations."
     )
+    best_of: int = Field(
+        default=16,
+        ge=0,
+        description="Replies of the base per evaluation prompt, for the best-of-n curve that the tuning is compared with; 0: none.",
+    )
 
 
 class SelectionSection(Section):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from starling.config import APA, PPO, PolicySection
 from starling.errors import InputError, TrainingError
-from starling.losses.masked import LossOutputs, center_and_scale, masked_mean, masked_sum
+from starling.losses.masked import LossOutputs, center_and_scale, masked_sum
 from starling.losses.policy import apa, clipped_value_loss, ppo
 from starling.models.encode import Encoder
 from starling.models.load import load_causal, load_scalar, load_tokenizer, longest_input, save_folder
@@ -254,9 +254,8 @@ class _Tuner:
         sums: dict[str, float] = {}
         for rows in similar_lengths(experience.lengths(index)):
             batch = experience.rows(index[rows])
-            share = float(batch.mask_BT.sum()) / tokens
             values_BT = self.models.critic.values(batch.padded.ids_BT, batch.padded.mask_BT)[:, :-1]
-            value_loss = clipped_value_loss(
+            critic = clipped_value_loss(
                 values_BT,
                 batch.values_BT,
                 batch.returns_BT,
@@ -264,18 +263,18 @@ class _Tuner:
                 clip=self.settings.critic.value_clip,
                 normaliser=tokens,
             )
-            found = {"value_loss": float(value_loss.detach())}
-            loss = value_loss
+            found = {"value_loss": float(critic.loss.detach()), **{k: float(v) for k, v in critic.metrics.items()}}
+            loss = critic.loss
             if update_policy:
                 outputs = self._policy_loss(batch, tokens)
                 found["policy_loss"] = float(outputs.loss.detach())
-                found |= {k: share * float(v) for k, v in outputs.metrics.items()}
+                found |= {k: float(v) for k, v in outputs.metrics.items()}
                 loss = loss + outputs.loss
             if not math.isfinite(float(loss.detach())):
                 self._refuse(rollouts, iteration, float(loss.detach()))
             torch.autograd.backward(loss)
             for key, value in found.items():
-                sums[key] = sums.get(key, 0.0) + value
+                sums[key] = max(sums.get(key, 0.0), value) if key.endswith("_max") else sums.get(key, 0.0) + value
         self._step(self.models.critic, self.critic_optimizer, self.critic_schedule)
         if update_policy:
             self._step(self.models.policy, self.policy_optimizer, self.policy_schedule)
@@ -294,8 +293,8 @@ class _Tuner:
         if entropy_BT is None:
             return outputs
         bonus = masked_sum(entropy_BT, batch.mask_BT) / tokens
-        entropy = masked_mean(entropy_BT.detach(), batch.mask_BT)
-        return LossOutputs(loss=outputs.loss - algorithm.entropy * bonus, metrics={**outputs.metrics, "entropy": entropy})
+        metrics = {**outputs.metrics, "entropy": bonus.detach()}
+        return LossOutputs(loss=outputs.loss - algorithm.entropy * bonus, metrics=metrics)
 
     def _refuse(self, rollouts: Sequence[Rollout], iteration: int, loss: float) -> None:
         """Keep what the loss was computed from, and stop."""
