@@ -226,6 +226,7 @@ def _policy(job: Job) -> None:
         seed=job.seed,
         progress=job.progress,
         monitor=_gold_of if is_world(job.config) else None,
+        tracking=job.config.run.dir / "tracking" / "policy",
     )
     job.draft.rows = len(asked)
     job.draft.metrics.update(metrics)

@@ -221,7 +221,7 @@ class Engine:
             with self._standing(without):
                 self._wrapped.step()
             norm = float(self._wrapped.get_global_grad_norm())
-            self.norms = {part: norm for part in self.rates}
+            self.norms = dict.fromkeys(self.rates, norm)
         else:
             for part in without:
                 for parameter in self._parts()[part]:
@@ -306,6 +306,22 @@ class Engine:
             if self.first:
                 kept[name] = tensor.to("cpu", copy=True).contiguous()
         return kept
+
+    @torch.no_grad()
+    def copy_into(self, target: torch.nn.Module, prefix: str = "") -> None:
+        """Put the trained weights whose names begin with `prefix` into a whole module that lacks it; one weight at a time.
+
+        All processes together, and all of them get the weights.
+        """
+        together: Any = contextlib.nullcontext
+        if self.kind == "deepspeed":
+            from deepspeed.zero import GatheredParameters
+
+            together = GatheredParameters
+        for name, parameter in trained_parameters(self.module):
+            if name.startswith(prefix):
+                with together([parameter]):
+                    target.get_parameter(name.removeprefix(prefix)).copy_(_whole(parameter.detach()))
 
     @property
     def states(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Logbook:
     def __init__(self, folder: Path, first: bool, at: int, trackers: Sequence[Tracker] = ()) -> None:
         self.folder, self._first = folder, first
         self._trackers = trackers if first else ()
-        self._log = (folder / LOG_FILE).open("ab") if first else open(os.devnull, "ab")
+        self._log = (folder / LOG_FILE if first else Path(os.devnull)).open("ab")
         if first:
             if self._log.tell() < at:
                 self._log.close()

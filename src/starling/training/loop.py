@@ -159,9 +159,7 @@ def _muon(
     inside = [p for n, p in named if p.ndim == 2 and any(part.isdigit() for part in n.split("."))]
     taken = {id(p) for p in inside}
     muon = torch.optim.Muon(inside, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        muon, partial(schedule_factor, settings=settings, total_steps=total_steps)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(muon, partial(schedule_factor, settings=settings, total_steps=total_steps))
     slower = settings.model_copy(update={"learning_rate": MUON_ADAM_SHARE * settings.learning_rate})
     rest = Apart([p for _, p in named if id(p) not in taken], slower, total_steps)
     adamw, its_schedule = _adamw([part for part in (rest, *apart) if part.parameters])

@@ -134,9 +134,7 @@ def refuse(engine: Engine, folder: Path, names: Sequence[str], what: str, where:
     path = folder / "non_finite.json"
     if engine.first:
         path.write_text(json.dumps({**further, "prompt_ids": found}, indent=1), encoding="utf-8")
-    raise TrainingError(
-        what, where=f"{where}; its prompts are in {path}", cure="lower the learning rate; look at those prompts"
-    )
+    raise TrainingError(what, where=f"{where}; its prompts are in {path}", cure="lower the learning rate; look at those prompts")
 
 
 @contextmanager
