@@ -20,7 +20,7 @@ From both: the anchor is an argument, and denominators are arguments.
 Conventions. `normaliser` is the count in the whole optimiser step of what an objective averages over (tokens, replies or pairs):
 loss and metrics are sums divided by it, so both add up over micro-batches and processes; metrics whose names end in `_max`
 are maxima and combine by the larger. A mask is True where a reply has a token; what stands elsewhere, NaN included, reaches
-neither value nor gradient. Gradients flow through `logprobs_BR` (`values_BR`) only. `weights_BR` multiply each token's term.
+neither value nor gradient. Gradients flow through `logprobs_BR` (`values_BR`) only. `weights` multiply each token's term.
 
 Shapes: B replies, R tokens of the longest one, from the left; P pairs of replies.
 """

@@ -52,8 +52,8 @@ def rloo_advantages(rewards_B: Tensor, group_B: Tensor) -> Tensor:
     _, at_B, count_G = torch.unique(group_B.to(rewards_B.device), return_inverse=True, return_counts=True)
     if len(count_G) and int(count_G.min()) < 2:
         raise ValueError("rloo_advantages wants two or more replies in each group: a single one has no baseline")
-    count_B = count_G[at_B].to(rewards_B.dtype)
+    count_B: Tensor = count_G[at_B].to(rewards_B.dtype)
     # the group's mean first: rewards far from 0 but close to each other lose no digits
     sum_G = torch.zeros(len(count_G), dtype=rewards_B.dtype, device=rewards_B.device).index_add(0, at_B, rewards_B)
-    above_B: Tensor = rewards_B - sum_G[at_B] / count_B
+    above_B = rewards_B - sum_G[at_B] / count_B
     return above_B * count_B / (count_B - 1)

@@ -33,7 +33,7 @@ def apa(
     *,
     lam: float,
     normaliser: Tensor | float,
-    weights_BR: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> LossOutputs:
     """APA: mean over tokens of (log π − log π_anchor − A/λ)².
 
@@ -44,7 +44,7 @@ def apa(
         mask_BR: True means a token of a reply.
         lam: λ > 0; the minimum of each term lies where the log-ratio equals A/λ.
         normaliser: reply tokens in the whole optimiser step.
-        weights_BR: multiply each token's term.
+        weights: [B, R]; multiply each token's term.
 
     Returns:
         loss, and the metrics, means over tokens: `log_ratio` to the anchor, `target` A/λ, `target_square` (A/λ)², `distance`
@@ -54,7 +54,7 @@ def apa(
     log_ratio_BR = logprobs_BR - anchor_BR
     target_BR = advantages_BR / lam
     distance_BR = (log_ratio_BR - target_BR) ** 2
-    loss = masked_sum(_weighted(distance_BR, weights_BR, mask_BR), mask_BR) / normaliser
+    loss = masked_sum(_weighted(distance_BR, weights, mask_BR), mask_BR) / normaliser
     movement = _movement(log_ratio_BR, mask_BR, normaliser)
     metrics = {
         "log_ratio": movement["log_ratio"],
@@ -74,7 +74,7 @@ def ppo(
     *,
     clip: float,
     normaliser: Tensor | float,
-    weights_BR: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> LossOutputs:
     """PPO: minus the mean over tokens of min(ρA, clip(ρ, 1−ε, 1+ε)A), ρ = π/π_old.
 
@@ -84,7 +84,7 @@ def ppo(
         mask_BR: True means a token of a reply.
         clip: ε.
         normaliser: reply tokens in the whole optimiser step.
-        weights_BR: multiply each token's term.
+        weights: [B, R]; multiply each token's term.
 
     Returns:
         loss (without an entropy bonus), and the metrics, over tokens: `clipped`, the share that the clip keeps from moving on;
@@ -93,7 +93,7 @@ def ppo(
     logprobs_BR, old_BR, advantages_BR = kept(mask_BR, logprobs_BR, old_BR.detach(), advantages_BR.detach())
     log_ratio_BR = logprobs_BR - old_BR
     gain_BR, clipped_BR = _clipped_gain(ratio_of(log_ratio_BR), advantages_BR, clip)
-    loss = -masked_sum(_weighted(gain_BR, weights_BR, mask_BR), mask_BR) / normaliser
+    loss = -masked_sum(_weighted(gain_BR, weights, mask_BR), mask_BR) / normaliser
     metrics = {
         "clipped": masked_sum(clipped_BR.to(gain_BR.dtype), mask_BR) / normaliser,
         **_movement(log_ratio_BR, mask_BR, normaliser),
@@ -109,7 +109,7 @@ def rloo(
     *,
     clip: float | None,
     normaliser: Tensor | float,
-    weights_BR: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> LossOutputs:
     """Minus the mean over replies of min(ρA, clip(ρ, 1−ε, 1+ε)A), ρ = π/π_old of the whole reply; of A log π without a clip.
 
@@ -119,7 +119,7 @@ def rloo(
         mask_BR: True means a token of a reply; a reply without one costs nothing.
         clip: ε; None is plain REINFORCE, whose gradient is right for the first step after sampling only.
         normaliser: replies in the whole optimiser step.
-        weights_BR: multiply each token's share of the gradient; equal ones along a reply multiply its term.
+        weights: [B, R]; multiply each token's share of the gradient; equal ones along a reply multiply its term.
 
     Returns:
         loss, and the metrics, over replies: those of `ppo` for ρ of the whole reply (`clipped` only with a clip).
@@ -130,12 +130,12 @@ def rloo(
     log_ratio_B = (logprobs_BR.detach() - old_BR).sum(1)
     metrics = _movement(log_ratio_B, there_B, normaliser)
     if clip is None:
-        gain_B = advantages_B * _weighted(logprobs_BR, weights_BR, mask_BR).sum(1)
+        gain_B = advantages_B * _weighted(logprobs_BR, weights, mask_BR).sum(1)
         return LossOutputs(loss=-masked_sum(gain_B, there_B) / normaliser, metrics=metrics)
     scale_B = torch.ones_like(log_ratio_B)
     step_BR = logprobs_BR - logprobs_BR.detach()  # 0, with the gradient of log π
-    if weights_BR is not None:
-        (weights_BR,) = kept(mask_BR, weights_BR.detach())
+    if weights is not None:
+        (weights_BR,) = kept(mask_BR, weights.detach())
         scale_B = weights_BR.sum(1) / mask_BR.sum(1).clamp(min=1)
         step_BR = step_BR * weights_BR / scale_B.clamp(min=1e-8)[:, None]
     gain_B, clipped_B = _clipped_gain(ratio_of(log_ratio_B + step_BR.sum(1)), advantages_B, clip)
