@@ -182,7 +182,7 @@ def _dataset(job: Job) -> None:
 
 
 def _reward(job: Job) -> None:
-    from starling.reward import train
+    from starling.reward import guard, train
 
     settings = job.config.reward
     train_rows: Collection[RankedPrompt] = ()
@@ -195,19 +195,26 @@ def _reward(job: Job) -> None:
     else:
         train_rows, validation_rows = _rankings(job, "train"), _rankings(job, "validation")
     job.prepare_torch()
+    guarded = settings.guard_fraction > 0
+    guard_rows: Collection[RankedPrompt] = ()
+    if guarded and launched().first:
+        train_rows, guard_rows = guard.split(train_rows, settings.guard_fraction)
+    tracking = job.config.run.dir / "tracking"
+    common: dict[str, Any] = {
+        "backbone": job.model_folder(settings.backbone), "settings": settings, "progress": job.progress
+    }  # fmt: skip
     metrics = train.train(
-        train_rows,
-        validation_rows,
-        backbone=job.model_folder(settings.backbone),
-        out=job.draft.path,
-        work=job.scratch,
-        settings=settings,
-        seed=job.seed,
-        progress=job.progress,
-        tracking=job.config.run.dir / "tracking" / "reward",
-    )
+        train_rows, validation_rows, out=job.draft.path, work=job.scratch, seed=job.seed, tracking=tracking / "reward",
+        part=not guarded, **common,
+    )  # fmt: skip
     job.draft.rows = len(train_rows)
     job.draft.metrics.update(metrics)
+    if guarded:
+        found = train.train(
+            guard_rows, validation_rows, out=job.draft.path / guard.GUARD_FOLDER, work=job.scratch / guard.GUARD_FOLDER,
+            seed=guard.guard_seed(job.seed), tracking=tracking / "guard", name="guard model", **common,
+        )  # fmt: skip
+        job.draft.metrics.update({f"guard/{name}": value for name, value in found.items()})
 
 
 def _policy(job: Job) -> None:

@@ -29,6 +29,7 @@ validation_fraction = 0.2
 rankings_per_step = 16
 max_length = 64
 eval_steps = 2
+guard_fraction = 0.4
 optimizer = {{ learning_rate = 3e-3 }}
 """
 
@@ -52,7 +53,10 @@ def test_two_processes_make_one_artifact(
     assert done.stdout.count("reward") >= 1
     assert done.stdout.count("run directory:") == 1  # one of the two talks
     made = open_artifact(tmp_path / "run", "reward", verify=True)
-    assert made.metrics["rankings/train"] + made.metrics["rankings/validation"] == 40
+    trained = [made.metrics[f"{model}rankings/train"] for model in ("", "guard/")]
+    assert sum(trained) + made.metrics["rankings/validation"] == 40
+    assert min(trained) > 5
+    assert {"guard/config.json", "guard/log.jsonl"} < {*made.files}
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"reward", "config.json"}
     alone = starling("train-reward", tmp_path / "settings.toml", "--set", f"run.dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr

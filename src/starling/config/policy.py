@@ -171,7 +171,7 @@ class GuardSection(Section):
     best_of: int = Field(
         default=16,
         ge=0,
-        description="Replies of the base per evaluation prompt, for the best-of-n curve that the tuning is compared with; 0: none.",
+        description="Replies of the base per evaluation prompt, for the best-of-n curve to compare the tuning with; 0: none.",
     )
 
 

@@ -23,12 +23,15 @@ _DO = (
     r"(?:help|assist|do\b(?! not)|answer|provide|give|offer|support|condone|encourage|promote|endorse|fulfil|comply|generate"
     r"|create|write|engage|discuss|respond|share|recommend|advise|tell|participate|satisfy|make|suggest|complete|facilitate|comment)"
 )
-_AI = r"\b(?:(?:i am|i'm|as)(?: just)? an ai\b|language model\b)[^.]{0,60}?"
+_AI = (
+    r"\b(?:(?:i am|i'm|as)(?: just)? an ai\b|language model\b)(?![^.]{0,30}(?:do not|don't) (?:have (?:personal|any)|hold))"
+    r"[^.]{0,60}?"
+)
 _REFUSES = re.compile(
     rf"\bi(?: just| simply| really| also)? ?{_CANNOT}(?:\W+\w+){{0,6}}?\W+{_DO}"
     r"|\b(?:i'?m|i am)(?: \w+)? sorry\b(?! to hear| for your| about)"
     r"|\bi (?:sincerely |deeply )?apologi[sz]e,? but"
-    rf"|{_AI}(?:cannot|can't|not able|unable|not appropriate|not within|(?:do not|don't) (?!have (?:personal|any)|hold))"
+    rf"|{_AI}(?:cannot|can't|not able|unable|not appropriate|not within|do not|don't)"
     r"|\b(?:not|never|n't think it's) (?:\w+ ){0,3}(?:appropriate|ethical|acceptable|respectful|legal)"
     r"(?: or \w+)?(?: for me)? to\b"
     r"|\bagainst my (?:programming|guidelines|principles|values|ethical)"
