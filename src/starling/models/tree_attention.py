@@ -68,7 +68,7 @@ def hidden_states(model: Any, forest: Forest, kernel: Kernel = "auto") -> torch.
         raise InputError(
             f"A conversation has {forest.longest} tokens, the model has {limit} positions",
             where=describe(model),
-            cure=f"cut conversations to {limit} tokens (reward.max_length)",
+            cure=f"cut conversations to {limit} tokens (reward.max_length, policy.sampling.max_tokens)",
         )
     row = Pass(forest, kernel)
     # a mask of four dimensions goes to every layer as it is: no mask is made, and no layer can mistake it for one of its own
@@ -107,7 +107,7 @@ def _refused(model: Any, why: str) -> InputError:
     return InputError(
         f"{type(model).__name__} cannot share prefixes: {why}",
         where=describe(model),
-        cure='set reward.layout to "sequences" (or "auto", which finds out)',
+        cure='set the layout (reward.layout, policy.layout) to "sequences", or to "auto", which finds out',
     )
 
 
