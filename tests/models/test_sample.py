@@ -11,7 +11,8 @@ import torch
 from starling.models.encode import Encoded, Encoder, pad_right
 from starling.models.load import load_causal, load_tokenizer
 from starling.models.logprobs import token_logprobs
-from starling.models.sample import Sampler, _draw, cut_at, row_seed
+from starling.models.drawing import draw
+from starling.models.sample import Sampler, cut_at, row_seed
 from starling.records import Sampling
 
 PROMPTS = [(3, 40, 50), (3, 41), (3, 60, 61, 62, 63, 64), (3, 99, 17, 30)]
@@ -84,30 +85,6 @@ def test_finished_rows_end_with_the_end_token_and_nothing_after() -> None:
         assert not set(r.ids[:-1]) & {2, 3}
         assert r.finished == (r.ids[-1] in (2, 3))
         assert r.finished or len(r.ids) == 6
-
-
-def test_draws_follow_the_distribution() -> None:
-    logits = torch.log(torch.tensor([[0.1, 0.2, 0.7]])).repeat(4000, 1)
-    uniform = torch.linspace(0.5 / 4000, 1 - 0.5 / 4000, 4000, dtype=torch.float64)
-    drawn, logprobs = _draw(logits, Sampling(), uniform)
-    share = Counter(drawn.tolist())
-    assert [share[i] / 4000 for i in range(3)] == pytest.approx([0.1, 0.2, 0.7], abs=1e-3)
-    assert torch.allclose(logprobs.exp(), torch.tensor([0.1, 0.2, 0.7])[drawn], atol=1e-6)
-
-
-def test_a_token_of_probability_0_is_never_drawn() -> None:
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
-    drawn, _ = _draw(logits, Sampling(), torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64))
-    assert drawn.tolist() == [1, 1]
-
-
-def test_nucleus_keeps_the_smallest_sufficient_set() -> None:
-    # 0.7 alone is below 0.8, so 0.2 joins; 0.1 never comes. Renormalised: 7/9 and 2/9.
-    logits = torch.log(torch.tensor([[0.1, 0.2, 0.7]])).repeat(900, 1)
-    drawn, logprobs = _draw(logits, Sampling(top_p=0.8), torch.linspace(0.0005, 0.9995, 900, dtype=torch.float64))
-    assert set(drawn.tolist()) == {1, 2}
-    assert Counter(drawn.tolist())[1] / 900 == pytest.approx(2 / 9, abs=2e-3)
-    assert float(logprobs[drawn == 2][0].exp()) == pytest.approx(7 / 9, abs=1e-5)
 
 
 def test_stop_strings_and_seeds() -> None:
