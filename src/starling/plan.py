@@ -293,8 +293,9 @@ def _tokens(messages: Sequence[Message]) -> int:
     return sum(len(m.content) for m in messages) // CHARS_PER_TOKEN + 1
 
 
-SHARED = ("reward",)
-"""Stages that several processes do together, each calling the stage's function."""
+SHARED = ("reward", "policy")
+"""Stages that several processes do together, each calling the stage's function; one stage per start, since the next one reads
+what the first process has yet to finish."""
 
 
 def require_shared(todo: Sequence[str]) -> None:
@@ -303,7 +304,8 @@ def require_shared(todo: Sequence[str]) -> None:
     Raises:
         UsageError: it is so; names the stage.
     """
-    alone = [name for name in todo if name not in SHARED]
+    shared = [name for name in todo if name in SHARED]
+    alone = [name for name in todo if name not in SHARED] or shared[:-1]
     if launched().count > 1 and alone:
         raise UsageError(
             f"{launched().count} processes were started, and the stage '{alone[0]}' is to be done by one",

@@ -21,9 +21,8 @@ from starling.config import PolicySection, ServerEngine
 from starling.losses.masked import center_and_scale, masked_mean, masked_variance
 from starling.losses.policy import gae, importance_weights, kl_k1, kl_k3, kl_penalty, rloo_advantages
 from starling.models.encode import Encoded
-from starling.models.replies import Replies, ReplyLayout, lay_out
+from starling.models.replies import Replies, ReplyLayout, cost, group_cost, lay_out
 from starling.policy.rollout import Rollout
-from starling.policy.stand_ins import group_cost
 from starling.training.engine import Engine
 from starling.training.plan import deal
 
@@ -49,7 +48,7 @@ class Packing:
         groups = [[encoded[i] for i in group] for group in self.groups(len(encoded))]
         if self.layout == "shared_prefix":
             return [group_cost(group, self.layout) for group in groups]
-        return [len(group) * max(len(one.ids) for one in group) for group in groups]
+        return [cost(group, self.layout) for group in groups]
 
     def deal(self, groups: Sequence[int], costs: Sequence[int], budget: int, engine: Engine) -> list[list[int]]:
         """The micro-batches of this process, as replies; as many as on every other process."""

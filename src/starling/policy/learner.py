@@ -18,10 +18,11 @@ from accelerate import Accelerator
 
 from starling.config import OptimizerSection, PolicySection
 from starling.errors import TrainingError
+from starling.models.actor import choose_reply_layout
 from starling.models.encode import Encoded
 from starling.models.replies import ReplyLayout
 from starling.policy.models import Models, Phase, Whole
-from starling.policy.stand_ins import Reference, choose_reply_layout
+from starling.policy.stand_ins import Reference
 from starling.training import checkpoint
 from starling.training.engine import Engine, kind_of
 from starling.training.loop import make_accelerator

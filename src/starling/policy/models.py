@@ -9,10 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from starling.config import APA, PPO, PolicySection
-from starling.models.actor import Actor
+from starling.models.actor import Actor, build_actor
 from starling.models.encode import Encoder
 from starling.models.load import load_causal, load_tokenizer, longest_input, save_folder
-from starling.policy.stand_ins import build_actor
 from starling.training.engine import Engine
 from starling.training.trained import TrainedPart
 

@@ -120,14 +120,14 @@ class Objective:
             anchor_BR = batch.logprobs_BR if a.anchor == "rollout" else batch.reference_BR
             tokens = counts.tokens
             return apa(
-                logprobs_BR, anchor_BR, batch.advantages_BR, mask_BR, lam=a.lam, normaliser=tokens, weights_BR=batch.weights_BR
+                logprobs_BR, anchor_BR, batch.advantages_BR, mask_BR, lam=a.lam, normaliser=tokens, weights=batch.weights_BR
             )
         if isinstance(a, PPO):
             given = (logprobs_BR, batch.logprobs_BR, batch.advantages_BR, mask_BR)
-            return ppo(*given, clip=a.clip, normaliser=counts.tokens, weights_BR=batch.weights_BR)
+            return ppo(*given, clip=a.clip, normaliser=counts.tokens, weights=batch.weights_BR)
         if isinstance(a, RLOO):
             given = (logprobs_BR, batch.logprobs_BR, batch.advantages_B, mask_BR)
-            return rloo(*given, clip=a.clip, normaliser=counts.replies, weights_BR=batch.weights_BR)
+            return rloo(*given, clip=a.clip, normaliser=counts.replies, weights=batch.weights_BR)
         return p3o(
             logprobs_BR,
             batch.logprobs_BR,

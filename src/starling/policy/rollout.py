@@ -59,23 +59,23 @@ class LocalRollouts:
     """Our own decode loop, on the policy as it stands in this process.
 
     Args:
-        end_ids: token ids that finish a reply.
+        encoder: says what ends a reply, and decodes those that may run into a stop string.
         batch: rows decoded together.
     """
 
-    def __init__(self, end_ids: Sequence[int], batch: int) -> None:
-        self._end_ids, self._batch = end_ids, batch
+    def __init__(self, encoder: Encoder, batch: int) -> None:
+        self._encoder, self._batch = encoder, batch
         self._sampler: Sampler | None = None
 
     def load(self, policy: Any, version: int) -> None:
-        self._sampler = Sampler(policy, self._end_ids, self._batch)
+        if self._sampler is None or self._sampler.model is not policy:
+            self._sampler = Sampler(policy, self._encoder.end_ids, self._batch, decode=self._encoder.decode_reply)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], samples: int = 1
     ) -> list[Sampled]:
         assert self._sampler is not None
-        repeated = [prompt for prompt in prompts for _ in range(samples)]  # REMOVE when the sampler knows samples
-        return self._sampler.generate(repeated, sampling, seeds)
+        return self._sampler.generate(prompts, sampling, seeds, samples)
 
 
 def choose_prompts(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:

@@ -64,7 +64,7 @@ from starling.training.step import among_others
 from starling.training.trackers import open_trackers, require
 
 GUARD_FOLDER = "guard"
-"""Inside the reward artifact: the second reward model of `reward.guard_fraction`."""
+"""Inside the reward artifact (`reward.guard.GUARD_FOLDER`): the second reward model of `reward.guard_fraction`."""
 ROLLOUTS_FOLDER = "rollouts"
 
 Scored = tuple[list[Rollout], npt.NDArray[np.float64]]
@@ -181,7 +181,7 @@ class _Tuning:
         found = settings.guard.model or (reward / GUARD_FOLDER if (reward / GUARD_FOLDER).is_dir() else None)
         guard = RewardModel(Path(found), accelerator.device) if found is not None else None
         self.guard = Guard(settings.guard, guard.statistics.get("std", 1.0) if guard else 1.0)
-        self.sampler: RolloutEngine = LocalRollouts(self.encoder.end_ids, settings.sample_batch)
+        self.sampler: RolloutEngine = LocalRollouts(self.encoder, settings.sample_batch)
         layout = self._layouts([*self.proxies, *([guard] if guard else [])])
         self.packing = Packing(self.encoder.pad_id, layout, settings.samples_per_prompt)
         self.updates = Updates(settings, self.packing, seed, work, self.learner.state.micro_tokens)
