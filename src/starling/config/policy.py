@@ -273,4 +273,9 @@ class PolicySection(Section):
             raise ValueError(f"rollouts = {self.rollouts} is no multiple of samples_per_prompt = {self.samples_per_prompt}")
         if isinstance(self.algorithm, P3O | RLOO) and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm.type} compares replies to one prompt: samples_per_prompt must be 2 or more")
+        prompts = self.rollouts // self.samples_per_prompt
+        if self.minibatches > prompts:
+            raise ValueError(f"minibatches = {self.minibatches} optimiser steps share the replies to {prompts} prompts only")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature = 0 samples one reply only; a policy learns from several")
         return self
