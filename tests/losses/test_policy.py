@@ -112,6 +112,21 @@ def test_apa_has_its_minimum_where_the_log_ratio_is_the_advantage_over_lambda() 
     assert torch.allclose(gradient, torch.zeros_like(gradient), atol=1e-12)
 
 
+def test_at_the_anchor_apa_has_2_over_lambda_times_the_policy_gradient() -> None:
+    logprobs, advantages = row(-1.2, -0.9, -1.5).requires_grad_(), row(0.2, 0.4, -0.5)
+    (gradient,) = torch.autograd.grad(apa(logprobs, logprobs, advantages, YES, lam=0.1, normaliser=3).loss, logprobs)
+    (plain,) = torch.autograd.grad(ppo(logprobs, logprobs, advantages, YES, clip=0.2, normaliser=3).loss, logprobs)
+    assert torch.allclose(gradient, 20 * plain)
+
+
+def test_apa_is_reinforce_with_a_k2_penalty_of_lambda_to_the_anchor() -> None:
+    lam, anchor, advantages = 0.5, row(-1.0, -0.7, -1.9), row(0.2, 0.4, -0.5)
+    logprobs = row(-1.2, -0.9, -1.5).requires_grad_()
+    (gradient,) = torch.autograd.grad(apa(logprobs, anchor, advantages, YES, lam=lam, normaliser=3).loss, logprobs)
+    other = (-advantages * logprobs + lam * kl_k2(logprobs, anchor)).sum() / 3
+    assert torch.allclose(0.5 * lam * gradient, torch.autograd.grad(other, logprobs)[0])
+
+
 # ── PPO ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -155,6 +170,12 @@ def test_at_ratio_1_ppo_has_the_policy_gradient() -> None:
     (expected,) = torch.autograd.grad(-(advantages * logprobs())[mask].sum() / 3, logits)
     assert torch.allclose(gradient, expected)
     assert gradient.abs().sum() > 0
+
+
+def test_padding_is_no_candidate_for_the_largest_ratio() -> None:
+    mask = torch.tensor([[True, True, False]])
+    out = ppo(row(math.log(0.5), math.log(0.25), 0), row(0, 0, 0), row(1, 1, 1), mask, clip=0.2, normaliser=2)
+    assert metrics(out)["ratio_max"] == pytest.approx(0.5)
 
 
 def test_a_ratio_that_overflows_gives_no_nan() -> None:
@@ -262,6 +283,25 @@ def test_k2_is_the_kl_to_second_order() -> None:
         near = (P.log() + size * direction).softmax(0)
         off.append(float((P * kl_k2(P.log(), near.log())).sum() - (P * (P / near).log()).sum()))
     assert off[0] / off[1] == pytest.approx(8, rel=0.1)  # what is left is of third order
+
+
+def test_in_the_reward_only_k1_has_the_gradient_of_the_kl() -> None:
+    logits = P.log().clone().requires_grad_()
+
+    def policy_gradient(name: str) -> Tensor:
+        """Σ π k ∇ log π: what a penalty k in the reward adds to the loss's gradient."""
+        logprobs = logits.log_softmax(0)
+        penalty = kl_penalty(name, logprobs, Q.log())  # type: ignore[arg-type]
+        return torch.autograd.grad((logprobs.exp() * penalty).detach() @ logprobs, logits)[0]
+
+    def kl_gradient(*, forward: bool) -> Tensor:
+        logprobs = logits.log_softmax(0)
+        kl = logprobs.exp() @ (logprobs - Q.log()) if forward else Q @ (Q.log() - logprobs)
+        return torch.autograd.grad(kl, logits)[0]
+
+    assert torch.allclose(policy_gradient("k1"), kl_gradient(forward=True))
+    assert torch.allclose(policy_gradient("k3"), kl_gradient(forward=True) - kl_gradient(forward=False))
+    assert not torch.allclose(policy_gradient("k2"), kl_gradient(forward=True), atol=0.01)
 
 
 def test_kl_k3_keeps_its_digits_between_near_policies() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -30,10 +30,9 @@ class Batch:
     def rows(self, *index: int) -> Batch:
         return Batch(*(getattr(self, name)[list(index)] for name in self.__dataclass_fields__))
 
-    def with_padding(self, value: float) -> Batch:
-        names = ("new", "old", "reference", "advantages", "weights")
+    def with_padding(self, value: float, *names: str) -> Batch:
         filled = {n: torch.where(self.mask, getattr(self, n), value) for n in names}
-        return Batch(**filled, rewards=self.rewards, group=self.group, mask=self.mask)
+        return replace(self, **filled)
 
 
 def batch() -> Batch:
@@ -51,7 +50,8 @@ def batch() -> Batch:
     )
 
 
-TOKENS, REPLIES, PAIRS = 20, 6, 6
+TOKENS, REPLIES, PAIRS = 20, 6, 6  # two groups of three
+PER_TOKEN = ("new", "old", "reference", "advantages", "weights")
 
 Objective = Callable[[Batch], LossOutputs]
 OBJECTIVES: dict[str, Objective] = {
@@ -69,7 +69,7 @@ EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES
 
 def gradient(objective: Objective, of: Batch) -> Tensor:
     new = of.new.clone().requires_grad_()
-    loss = objective(Batch(**{**of.__dict__, "new": new})).loss
+    loss = objective(replace(of, new=new)).loss
     return torch.autograd.grad(loss, new)[0]
 
 
@@ -90,8 +90,11 @@ def test_micro_batches_add_up_in_loss_gradient_and_metrics(objective: Objective)
 
 @EVERY
 @pytest.mark.parametrize("padding", [math.nan, math.inf, 1e30])
-def test_what_stands_in_padding_reaches_neither_value_nor_gradient(objective: Objective, padding: float) -> None:
-    plain, padded = batch(), batch().with_padding(padding)
+@pytest.mark.parametrize("names", [PER_TOKEN, *((name,) for name in PER_TOKEN)], ids="+".join)
+def test_what_stands_in_padding_reaches_neither_value_nor_gradient(
+    objective: Objective, padding: float, names: tuple[str, ...]
+) -> None:
+    plain, padded = batch(), batch().with_padding(padding, *names)
     assert torch.equal(objective(plain).loss, objective(padded).loss)
     assert gradient(objective, plain).abs().sum() > 0
     assert torch.equal(gradient(objective, plain), gradient(objective, padded))
@@ -102,22 +105,22 @@ def test_what_stands_in_padding_reaches_neither_value_nor_gradient(objective: Ob
 @EVERY
 def test_more_padding_changes_nothing(objective: Objective) -> None:
     plain = batch()
-    wider = {n: torch.nn.functional.pad(getattr(plain, n), (0, 3)) for n in ("new", "old", "reference", "advantages", "weights")}
-    wide = Batch(**wider, rewards=plain.rewards, group=plain.group, mask=torch.nn.functional.pad(plain.mask, (0, 3)))
+    wider = {n: torch.nn.functional.pad(getattr(plain, n), (0, 3)) for n in PER_TOKEN}
+    wide = replace(plain, **wider, mask=torch.nn.functional.pad(plain.mask, (0, 3)))
     assert torch.allclose(objective(plain).loss, objective(wide).loss)
 
 
 @EVERY
 def test_no_gradient_but_through_the_policy_or_the_critic(objective: Objective) -> None:
-    names = ("new", "old", "reference", "advantages", "weights", "rewards")
-    live = Batch(**{**batch().__dict__, **{n: getattr(batch(), n).clone().requires_grad_() for n in names}})
+    names = (*PER_TOKEN, "rewards")
+    live = replace(batch(), **{n: getattr(batch(), n).clone().requires_grad_() for n in names})
     found = torch.autograd.grad(objective(live).loss, [getattr(live, n) for n in names], allow_unused=True)
     assert [n for n, g in zip(names, found, strict=True) if g is not None] == ["new"]
 
 
 @EVERY
 def test_a_micro_batch_without_a_reply_token_costs_nothing(objective: Objective) -> None:
-    empty = Batch(**{**batch().__dict__, "mask": torch.zeros(6, 5, dtype=torch.bool)})
+    empty = replace(batch(), mask=torch.zeros(6, 5, dtype=torch.bool))
     value = objective(empty)
     finite = [float(v) for v in value.metrics.values()]
     assert float(value.loss) == 0
@@ -128,7 +131,7 @@ def test_a_micro_batch_without_a_reply_token_costs_nothing(objective: Objective)
 @pytest.mark.parametrize("name", ["apa", "ppo", "reinforce"])
 def test_weights_multiply_each_tokens_term(name: str) -> None:
     plain = batch()
-    one = Batch(**{**plain.__dict__, "weights": torch.ones_like(plain.weights)})
+    one = replace(plain, weights=torch.ones_like(plain.weights))
     expected = gradient(OBJECTIVES[name], one) * plain.weights
     assert torch.allclose(gradient(OBJECTIVES[name], plain), expected)
 
