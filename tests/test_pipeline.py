@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from starling import pipeline
+from starling import pipeline, plan
 from starling.artifacts import new_artifact, open_artifact
 from starling.config import Config, load_config
 from starling.errors import ArtifactError, ConfigError, InputError, TrainingError, UsageError
@@ -183,6 +184,47 @@ def test_shards_and_benchmarks_count_by_content_too(settings: Callable[..., Conf
     assert states(config(tmp_path / "two"))["prompts"] == "stale"
     (tmp_path / "one" / "b.csv").write_text("c", "utf-8")
     assert states(config(tmp_path / "one"))["prompts"] == "stale"
+
+
+def test_what_guards_the_policy_counts_by_content_too(settings: Callable[..., Config], did: list[str], tmp_path: Path) -> None:
+    def config(name: str) -> Config:
+        folder = tmp_path / name
+        return settings(
+            f"policy.guard.model='{folder}'", f"policy.shaping.models=['{folder}']", f"policy.selection.checks='{name}.jsonl'"
+        )
+
+    def write(name: str, weights: str, pattern: str) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}', "utf-8")
+        (tmp_path / name / "model.safetensors").write_text(weights, "utf-8")
+        row = {"messages": [{"role": "user", "content": "Hi"}], "expect": pattern}
+        Path(f"{name}.jsonl").write_text(json.dumps(row), "utf-8")
+
+    with contextlib.chdir(tmp_path):
+        write("one", "a", "x")
+        write("two", "a", "x")
+        pipeline.run(config("one"), "policy")
+        assert states(config("two"))["policy"] == "done"
+        write("two", "b", "x")
+        assert states(config("two"))["policy"] == "stale"
+        write("two", "a", "y")
+        assert states(config("two"))["policy"] == "stale"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("policy.guard.model='none'", r"does not exist.*policy\.guard\.model"),
+        ("policy.shaping.models=['none']", r"does not exist.*policy\.shaping\.models"),
+        ("policy.selection.checks='none.jsonl'", r"does not exist.*none\.jsonl"),
+    ],
+)
+def test_what_guards_the_policy_is_looked_for_before_anything_runs(
+    override: str, says: str, settings: Callable[..., Config]
+) -> None:
+    with pytest.raises(InputError, match=says):
+        plan.check(settings(override), ["policy"])
+    plan.check(settings(override), ["reward"])
 
 
 def test_keys_do_not_depend_on_the_run_directory(tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ SPEED = {
 }
 """Settings that are no part of a key, by section: they change how fast a result comes, not what it is."""
 
-PATHS = frozenset({"path", "data", "backbone", "base"})
-"""Settings that name a file or folder of the user: what it holds is part of the key, not where it lies."""
+PATHS = frozenset({"path", "data", "backbone", "base", "checks", "guard.model", "shaping.models"})
+"""Settings that name a file or folder of the user, some with the section they stand in: what it holds is part of the key, not
+where it lies."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,12 @@ def _without(value: Any, names: set[str]) -> Any:
     return {k: _without(v, names) for k, v in value.items() if k not in names}
 
 
-def _content_for_paths(value: Any) -> Any:
+def _content_for_paths(value: Any, section: str = "") -> Any:
     if isinstance(value, dict):
-        return {k: _content_of_path(v) if k in PATHS else _content_for_paths(v) for k, v in value.items()}
-    return [_content_for_paths(v) for v in value] if isinstance(value, list) else value
+        return {
+            k: _content_of_path(v) if PATHS & {k, f"{section}.{k}"} else _content_for_paths(v, k) for k, v in value.items()
+        }
+    return [_content_for_paths(v, section) for v in value] if isinstance(value, list) else value
 
 
 def _content_of_path(value: Any) -> Any:

@@ -24,13 +24,14 @@ from pathlib import Path
 from starling import prompts
 from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
-from starling.config import Config, LocalModel, MicroworldJudge, ServerModel, secret
+from starling.config import Config, LocalModel, MicroworldJudge, PolicySection, ServerModel, secret
 from starling.endpoint.wire import model_ref
 from starling.errors import ConfigError, InputError, MissingExtra, UsageError
 from starling.judge.modes import calls_per_order
 from starling.judge.rubric import Rubric, prompt_chars, rubric_of
 from starling.judge.verdict import FORMS
 from starling.lineage import MICROWORLD_BASE, is_world
+from starling.policy.checks import read_checks
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
@@ -74,6 +75,8 @@ def check(config: Config, stages: Sequence[str]) -> None:
         _check_folder("reward.backbone", config.reward.backbone)
     if {"policy", "evaluate"} & set(stages):
         _check_folder("policy.base", config.policy.base)
+    if "policy" in stages:
+        _check_honesty(config.policy)
 
 
 _SAMPLED_HERE = ("local", "microworld-speaker")
@@ -116,11 +119,23 @@ def _check_rows(path: Path) -> None:
         raise InputError("The data file has no rows", where=str(path), cure="give a file with at least one row")
 
 
-def _check_folder(setting: str, folder: str) -> None:
-    """A transformers folder has a config.json that names its kind of model."""
+def _check_honesty(settings: PolicySection) -> None:
+    """What is used by the first evaluation and not before, hours later perhaps."""
+    if settings.guard.model is not None:
+        _check_folder("policy.guard.model", settings.guard.model, adapter=True)
+    for folder in settings.shaping.models:
+        _check_folder("policy.shaping.models", folder, adapter=True)
+    if settings.selection.checks is not None:
+        read_checks(settings.selection.checks)
+
+
+def _check_folder(setting: str, folder: str, adapter: bool = False) -> None:
+    """A transformers folder has a config.json that names its kind of model; an adapter has adapter_config.json instead."""
     if folder == MICROWORLD_BASE:
         return
     path = Path(folder)
+    if adapter and (path / "adapter_config.json").is_file():
+        return
     cure = "name a local transformers folder (config.json, safetensors, tokenizer.json)"
     if not path.is_dir():
         raise InputError("The model folder does not exist", where=f"{setting} = {folder}", cure=cure)

@@ -6,6 +6,7 @@ with Starling-LM-7B-alpha ("Starling").
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -182,6 +183,10 @@ class SelectionSection(Section):
     longest: float = Field(default=1.5, gt=0, description="Bound on verbosity: mean length relative to the base's.")
     check: str | None = Field(
         default=None, description="A number of the evaluations (its name in the log) that must not fall, e.g. eval/check."
+    )
+    checks: Path | None = Field(
+        default=None,
+        description="File of questions with patterns that a reply must or must not hold; the share right is eval/check.",
     )
     most_regression: float = Field(
         default=0.05, ge=0, description="Fall of that number from the base's that is allowed (Starling: 0.05)."

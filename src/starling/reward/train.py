@@ -77,8 +77,7 @@ def train(
         work: folder for tokens and checkpoints; the caller removes it after success.
         settings: loss, optimiser, lengths, batch.
         seed: of the new head and of the order of rankings.
-        tracking: folder of the trackers' files; beside `out` if None.
-        name: of what is trained, for progress and trackers.
+        tracking, name: folder of the trackers' files (beside `out` if None), and what they and the progress call this training.
         part: several processes need each other no more afterwards; False if another training of theirs follows.
 
     Returns:
