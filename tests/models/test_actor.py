@@ -306,7 +306,9 @@ def test_a_critic_that_says_0_does_not_spoil_the_trial() -> None:
 
 @pytest.mark.parametrize("part", ["policy", "critic"])
 @pytest.mark.parametrize("samples", [1, 4])
-def test_a_wrong_mask_is_found(part: str, samples: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_mask_is_found(
+    part: str, samples: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     actor = make("llama")
     wrong = actor.policy.model if part == "policy" else actor.critic.model.model  # type: ignore[union-attr]
     original = tree_attention.hidden_states
@@ -364,7 +366,9 @@ class TestBuild:
         def make(name: str) -> Path:
             config = tf.AutoConfig.from_pretrained(backbone(name), num_labels=1)
             folder = tmp_path / f"reward {name}"
-            save_folder(folder, ScalarHead(drawn(config, tf.AutoModelForSequenceClassification, 2)), load_tokenizer(backbone(name)))
+            save_folder(
+                folder, ScalarHead(drawn(config, tf.AutoModelForSequenceClassification, 2)), load_tokenizer(backbone(name))
+            )
             return folder
 
         return make
@@ -398,7 +402,9 @@ class TestBuild:
         known = len(tokenizer)
         actor = build(backbone("llama"), Path("nowhere"), CriticSection(start="policy"), tokenizer)
         assert isinstance(actor.critic, ScalarHead)
-        torch.testing.assert_close(actor.critic.model.model.layers[0].mlp.up_proj.weight, actor.policy.model.layers[0].mlp.up_proj.weight)
+        torch.testing.assert_close(
+            actor.critic.model.model.layers[0].mlp.up_proj.weight, actor.policy.model.layers[0].mlp.up_proj.weight
+        )
         assert actor(lay_out(REPLIES, 0), values=True).values_BR.abs().max() == 0
         assert len(tokenizer) == known
 

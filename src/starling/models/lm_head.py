@@ -191,11 +191,13 @@ class _TokenLogprobs(torch.autograd.Function):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for first in range(0, len(taken_N), ctx.rows):
                 tile = slice(first, first + ctx.rows)
-                d_nV = None  # of the tile before
+                d_nV = None  # the tile before is freed first
                 d_nV = _to_logits(
                     kept if kept is not None else _logits(hidden_ND[tile], weight, bias_V, ctx.rule),
                     ctx.rule,
-                    *(x[tile, None] for x in (lse_N, taken_N, grad_N)),
+                    lse_N[tile, None],
+                    taken_N[tile, None],
+                    grad_N[tile, None],
                     None if entropy_N is None else (entropy_N[tile, None], grad_entropy_N[tile, None]),
                 )
                 if grad_V is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from starling.config import PolicySection
 from starling.models.encode import Encoder
 from starling.policy.best_of_n import BEST_OF_N_FILE, write_reference
-from starling.policy.experience import Packing, Reference, measure, reply_kl
+from starling.policy.experience import Packing, ReferencePolicy, measure, reply_kl
 from starling.policy.guard import measure as looks
 from starling.policy.guard import standard_error
 from starling.policy.rewards import RewardModel
@@ -41,7 +41,7 @@ class Evaluation:
     settings: PolicySection
     proxy: RewardModel
     guard: RewardModel | None
-    reference: Reference
+    reference: ReferencePolicy
     packing: Packing
     monitor: Monitor | None
     seed: int

@@ -56,7 +56,7 @@ class Packing:
         return [[i * self.samples + k for i in items for k in range(self.samples)] for items in dealt]
 
 
-class Reference(Protocol):
+class ReferencePolicy(Protocol):
     """The policy as it was before tuning."""
 
     def logprobs(self, replies: Replies, temperature: float) -> Tensor:
@@ -113,7 +113,7 @@ _PER_TOKEN = ("mask_BR", "logprobs_BR", "reference_BR", "values_BR", "advantages
 @torch.no_grad()
 def measure(
     engine: Engine,
-    reference: Reference,
+    reference: ReferencePolicy,
     encoded: Sequence[Encoded],
     packing: Packing,
     *,

@@ -20,9 +20,9 @@ from starling.config import OptimizerSection, PolicySection
 from starling.errors import TrainingError
 from starling.models.actor import choose_reply_layout
 from starling.models.encode import Encoded
+from starling.models.reference import Reference
 from starling.models.replies import ReplyLayout
 from starling.policy.models import Models, Phase, Whole
-from starling.policy.stand_ins import Reference
 from starling.training import checkpoint
 from starling.training.engine import Engine, kind_of
 from starling.training.loop import make_accelerator
@@ -71,7 +71,9 @@ class Learner:
         models.actor.to(accelerator.device)
         spread = kind_of(accelerator.num_processes) in ("fsdp2", "deepspeed")
         self.whole = Whole(models, accelerator, spread)
-        self.reference = Reference.of(self.whole.base_actor(models), models.base)
+        half = accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda"
+        # what is spread cannot be borrowed from; the sampler's copy can
+        self.reference = Reference.of(self.whole.actor if spread and self.whole.actor else models.actor, half=half)
         resumed = newest(work, accelerator)
         pretrains = models.actor.critic is not None and settings.critic.pretrain > 0
         self.state = State("critic" if pretrains else "actor", settings.kl.coefficient, settings.micro_tokens)

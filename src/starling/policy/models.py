@@ -12,6 +12,7 @@ from starling.config import APA, PPO, PolicySection
 from starling.models.actor import Actor, build_actor
 from starling.models.encode import Encoder
 from starling.models.load import load_causal, load_tokenizer, longest_input, save_folder
+from starling.models.reference import in_bf16
 from starling.training.engine import Engine
 from starling.training.trained import TrainedPart
 
@@ -40,7 +41,7 @@ class Models:
         policy = load_causal(base)
         critic = settings.critic if isinstance(settings.algorithm, APA | PPO) else None
         self.actor = build_actor(policy, critic, reward, base, seed, self.tokenizer)
-        self.part = TrainedPart(policy, settings.trained, seed)
+        self.part = TrainedPart(self.actor, settings.trained, seed)
         self.actor.eval()  # adapters begin in training mode
         self._trained = {name for name, p in self.policy.named_parameters() if p.requires_grad}
         limits = [longest_input(model) for model in (policy, getattr(self.actor.critic, "model", None)) if model is not None]
@@ -89,20 +90,18 @@ class Whole:
 
     def __init__(self, models: Models, accelerator: Accelerator, spread: bool) -> None:
         half = accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda"
-        self._spread = spread
-        self._copy: Models | None = None
+        self.actor: Actor | None = None
+        """Of the copy, without a critic; None where the policy itself is sampled from."""
         if spread or half:
-            self._copy = models.again()
-            self._copy.actor.critic = None
-            self._copy.actor.to(accelerator.device, torch.bfloat16 if half else torch.float32)
+            self.actor = models.again().actor
+            self.actor.critic = None
+            self.actor.to(accelerator.device)
+            if half:
+                in_bf16(self.actor, {id(p) for p in self.actor.parameters()})
 
-    def base_actor(self, models: Models) -> Actor:
-        """An actor of this process alone whose frozen weights a reference may share."""
-        return self._copy.actor if self._copy is not None and self._spread else models.actor
-
-    def of(self, models: Models, engine: Engine) -> Any:
-        """The policy as it is now, in evaluation mode; all processes together."""
-        if self._copy is None:
+    def policy(self, models: Models, engine: Engine) -> Any:
+        """As it is now, in evaluation mode; all processes together."""
+        if self.actor is None:
             return models.policy.eval()
-        engine.copy_into(self._copy.policy, "policy.")
-        return self._copy.policy.eval()
+        engine.copy_into(self.actor.policy, "policy.")
+        return self.actor.policy.eval()

@@ -114,7 +114,8 @@ def sample_rollouts(
     mine = np.array_split(np.arange(len(prompts)), engine.ranks)[engine.rank].tolist()
     asked = [encoder.prompt_ids(prompts[i].messages) for i in mine]
     seeds = [row_seed(f"{stream}/{i}/{prompts[i].id}/{k}", seed) for i in mine for k in range(samples)]
-    drawn = engine.gathered(sampler.generate(asked, sampling, seeds, samples) if mine else [])
+    with engine.accelerator.autocast():
+        drawn = engine.gathered(sampler.generate(asked, sampling, seeds, samples) if mine else [])
     ids = {p.id: encoder.prompt_ids(p.messages) for p in prompts}
     repeated = [p for p in prompts for _ in range(samples)]
     return [

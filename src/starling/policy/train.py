@@ -343,7 +343,7 @@ class _Tuning:
 
     def _load(self, version: int) -> None:
         """Give the sampler the present weights."""
-        self.sampler.load(self.learner.whole.of(self.learner.models, self.learner.engine), version)
+        self.sampler.load(self.learner.whole.policy(self.learner.models, self.learner.engine), version)
 
     def _asked(self) -> bool:
         """Whether any process was asked to stop."""

@@ -117,9 +117,11 @@ class Updates:
         Raises:
             TrainingError: every micro-batch is one prompt's replies already.
         """
-        before = self.packing.deal(items, costs, self.micro_tokens, engine)
-        most = engine.largest(torch.tensor([max(map(len, before))], device=engine.device))
-        if int(most) <= self.packing.samples:
+        samples = self.packing.samples
+        mine = [index[::samples] for index in self.packing.deal(items, costs, self.micro_tokens, engine)]
+        dearest = [max((sum(costs[i // samples] for i in groups) for groups in mine), default=0), max(map(len, mine))]
+        tokens, most = engine.largest(torch.tensor(dearest, device=engine.device)).tolist()
+        if most <= 1:
             raise TrainingError(
                 f"The memory of the device does not hold one prompt's replies ({max(costs[i] for i in items)} tokens)",
                 where="policy stage, a micro-batch of its update",
@@ -127,7 +129,7 @@ class Updates:
                 '"on", or train less with policy.trained',
             ) from error
         old = self.micro_tokens
-        self.micro_tokens = max(1, min(old, sum(costs)) // 2)
+        self.micro_tokens = max(1, min(old, tokens) // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if engine.first:

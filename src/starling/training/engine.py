@@ -36,7 +36,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from starling.config import OptimizerSection
 from starling.errors import ConfigError, TrainingError
 from starling.training.loop import Apart, is_on, make_optimizer
-from starling.training.trained import layers_of, trained_parameters
+from starling.training.trained import all_layers_of, trained_parameters
 
 Kind = Literal["single", "ddp", "fsdp2", "deepspeed"]
 
@@ -60,7 +60,7 @@ def kind_of(ranks: int) -> Kind:
             raise ConfigError(
                 "FSDP2 with weights in host memory was asked for, which is not supported",
                 where="fsdp_offload_params in the configuration of accelerate launch",
-                cure="take more processes, reward.trained = { type = 'lora' }, or DeepSpeed ZeRO-3 with offload_optimizer",
+                cure="take more processes, trained = { type = 'lora' }, or DeepSpeed ZeRO-3 with offload_optimizer",
             )
         return "fsdp2"
     return "ddp" if ranks > 1 else "single"
@@ -462,18 +462,10 @@ def _sharded(module: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Modu
     # the residual stream stays fp32 between layers, as under autocast on one process
     layers = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
     reshard = is_on("FSDP_RESHARD_AFTER_FORWARD", "true")
-    for model in _models_in(module):
-        for layer in layers_of(model):
-            fully_shard(layer, mesh=mesh, mp_policy=layers, reshard_after_forward=reshard)
+    for layer in all_layers_of(module):
+        fully_shard(layer, mesh=mesh, mp_policy=layers, reshard_after_forward=reshard)
     fully_shard(module, mesh=mesh)
     return module
-
-
-def _models_in(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """The transformers models inside, not those inside others: a policy and a critic have layers each."""
-    if hasattr(module, "base_model_prefix"):
-        return [module]
-    return [model for child in module.children() for model in _models_in(child)]
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:
