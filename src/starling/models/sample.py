@@ -19,7 +19,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from starling.errors import InputError
 from starling.models import sample_general, tree_attention
+from starling.models.cpu_linear import faster_linears
 from starling.models.drawing import Drawn, draw
 from starling.models.encode import Encoder
 from starling.models.sample_cache import NAME, Slots, register, token_bytes
@@ -42,8 +43,8 @@ log = logging.getLogger(__name__)
 PREFILL_TOKENS = 8192
 """Most prompt tokens of one forward pass (a single longer prompt still goes through whole)."""
 
-_LOOK_EVERY = 8
-"""Steps between looks at what has ended on a GPU: each look makes the host wait for it. On CPU every step is looked at."""
+_LOOK_EVERY = {"cpu": 1}
+"""Steps between looks at what has ended, by device; 8 on any other, where each look makes the host wait for the device."""
 
 _FIRST_STOP_LOOK = 16
 """Tokens before a reply's text is searched for stop strings; then again whenever it has grown by an eighth and 16 tokens."""
@@ -74,7 +75,7 @@ class Sampler:
         batch: replies decoded together, at most.
         max_tokens_in_cache: most tokens (longest prompt + max_tokens, for every reply under way) whose keys and values are held
             at once; fewer replies are decoded together where that is too many. None: no bound on CPU, what is free on a GPU.
-        decode: text of a reply's tokens; with it replies end at `sampling.stop`, without it stop strings are the caller's business.
+        decode: text of a reply's tokens; with it replies end at `sampling.stop`; without, stop strings are not looked for.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Sampler:
 
         Raises:
             ValueError: not one seed per reply, or a prompt without tokens.
-            InputError: a prompt with its reply is longer than the model's table of positions, or the model's outputs are not finite.
+            InputError: a prompt with its reply is longer than the model's table of positions, or outputs are not finite.
         """
         if len(seeds) != len(prompts) * samples:
             raise ValueError(f"{len(prompts)} prompts × {samples} samples want {len(prompts) * samples} seeds, not {len(seeds)}")
@@ -129,7 +130,7 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            with _attention(self.model) if self._can_use_slots() else _nothing():
+            with faster_linears(self.model), _attention(self.model) if self._can_use_slots() else nullcontext():
                 run = _Run(self, jobs, sampling, done or (lambda _: None))
                 return run.continuous() if self._fits else run.in_batches()
         finally:
@@ -346,7 +347,7 @@ class _Run:
         most = self.sampling.max_tokens
         self.since_look += 1
         full = any(r.count >= most for r in self.rows if not r.done)
-        if self.model.device.type != "cpu" and self.since_look < _LOOK_EVERY and not full:
+        if self.since_look < _LOOK_EVERY.get(self.model.device.type, 8) and not full:
             return
         self.since_look = 0
         ended = [i for i, at in enumerate(self.end_at[: len(self.rows)].tolist()) if at >= 0 and not self.rows[i].done]
@@ -424,11 +425,6 @@ def _by_tokens(prompts: list[tuple[int, ...]], most: int) -> Iterator[list[tuple
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
 def _attention(model: Any) -> Iterator[None]:
     """The model's attention goes over the slots meanwhile."""
     register()
@@ -440,6 +436,7 @@ def _attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@torch.inference_mode()
 def _misfit(model: Any) -> str:
     """Why the model cannot use the slots; empty if it can. Tried out: two prompts and two steps against plain forward passes."""
     try:

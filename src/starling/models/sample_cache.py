@@ -30,7 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from starling.models import tree_attention
-from starling.models.tree import Forest, pack
+from starling.models.tree import pack
 
 NAME = "starling_slots"
 
@@ -258,13 +258,9 @@ class Slots:
         scale: float, window: int | None, softcap: float | None,
     ) -> Tensor:  # fmt: skip
         if number == len(self._layers):
-            self._layers.append(
-                _Layer(
-                    *(t.new_zeros(self._places, t.shape[1], self.longest, t.shape[3]) for t in (k, v)),
-                    *(t.new_zeros(self._rows, t.shape[1], self._own, t.shape[3]) for t in (k, v)),
-                    window,
-                )
-            )
+            prompts = [t.new_zeros(self._places, t.shape[1], self.longest, t.shape[3]) for t in (k, v)]
+            own = [t.new_zeros(self._rows, t.shape[1], self._own, t.shape[3]) for t in (k, v)]
+            self._layers.append(_Layer(prompts[0], prompts[1], own[0], own[1], window))
         layer = self._layers[number]
         if len(self.lengths) > len(layer.prompt_keys):
             more = max(len(self.lengths), 2 * len(layer.prompt_keys)) - len(layer.prompt_keys)
@@ -312,7 +308,7 @@ class Slots:
         x_PNKGX = x_SKGX[row_of].unflatten(0, (places, -1))
         groups = x_PNKGX.shape[3]
         found = torch.matmul(x_PNKGX.transpose(1, 2).flatten(2, 3), y_PKXY)  # P × K × NG × Y
-        return found.unflatten(2, (-1, groups)).transpose(1, 2).flatten(0, 1)[entry_of]
+        return cast(Tensor, found.unflatten(2, (-1, groups)).transpose(1, 2).flatten(0, 1)[entry_of])
 
     def _biases(self, now: _Step, window: int | None) -> tuple[Tensor, Tensor]:
         """What is added to the scores against prompts and against own tokens, S × tokens: 0 or −∞."""
