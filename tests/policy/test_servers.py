@@ -380,10 +380,11 @@ def test_one_of_two_servers_dies_and_the_other_takes_its_share(base: Path, polic
         undisturbed = here.generate(PROMPTS, ONE, seeds, 4)
         servers[1].faults["die"] = 1
         assert here.generate(PROMPTS, ONE, seeds, 4) == undisturbed
+        assert here.metrics()["servers/retries"] >= 1
+        here.load(changed(policy, 0.1), 1)  # the next weights go to the one that is there
         assert here.metrics()["servers/alive"] == 1
         assert here.metrics()["servers/left_out"] == 1
-        here.load(changed(policy, 0.1), 1)  # and the next weights go to the one that is there
-        assert here.metrics()["servers/alive"] == 1
+        assert len(here.generate(PROMPTS, ONE, [1, 2, 3])) == 3
         servers[0].stop()
         with pytest.raises(EndpointError, match=r"None of the 2 inference servers is left.*Cannot connect.*checkpoint"):
             here.generate(PROMPTS, ONE, seeds, 4)
@@ -397,10 +398,13 @@ def test_a_server_that_was_left_out_takes_part_again_with_new_weights(
     with serving(base, "sglang", 2) as servers:
         here = client(servers, encoder, tmp_path)
         here.load(policy, 0)
-        servers[1].faults["busy"] = 99
-        for _ in range(3):  # a failure in a row in each round
+        servers[1].faults["busy"] = 10_000
+        for _ in range(100):  # it is asked again after each pause, and fails
+            if here.metrics()["servers/alive"] == 1:
+                break
             here.generate(PROMPTS, ONE, [1, 2, 3])
         assert here.metrics()["servers/alive"] == 1
+        assert here.metrics()["servers/left_out"] == 1
         servers[1].faults.clear()
         seen = servers[1].counts["/generate"]
         here.generate(PROMPTS, ONE, [1, 2, 3])

@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -69,7 +69,7 @@ class Refused(Exception):
         self.why = why
 
 
-@dataclass
+@dataclass(eq=False)
 class Server:
     """One inference server and how it has been doing."""
 
@@ -209,7 +209,16 @@ class Fleet:
             whatever else a call raises; the others are cancelled.
         """
         freed = asyncio.Condition()
-        return await together(self._until_done(call, at, freed) for call, at in zip(calls, prefer, strict=True))
+        todo = enumerate(zip(calls, prefer, strict=True))
+        results: dict[int, T] = {}
+
+        async def work() -> None:
+            for number, (call, liked) in todo:
+                results[number] = await self._until_done(call, liked, freed)
+
+        # as many hands as there are places: thousands that wait for one would all wake when it is free
+        await together(work() for _ in range(self.in_flight * len(self.servers)))
+        return [results[number] for number in sorted(results)]
 
     async def insist(self, server: Server, call: Callable[[Server], Awaitable[T]]) -> T:
         """One call to one server, `attempts` times at most, with pauses that double.
@@ -231,8 +240,9 @@ class Fleet:
 
     async def _until_done(self, call: Callable[[Server], Awaitable[T]], prefer: int, freed: asyncio.Condition) -> T:
         failures: list[str] = []
+        failed: list[Server] = []
         while True:
-            server = await self._free(prefer + len(failures), freed)
+            server = await self._free(prefer, failed, freed)
             left_at = time.monotonic()
             self.counts["calls"] += 1
             try:
@@ -241,6 +251,7 @@ class Fleet:
                 return result
             except Trouble as trouble:
                 failures.append(f"{server.url}: {trouble.why}")
+                failed.append(server)
                 self.counts["retries"] += 1
                 self.counts["left_out"] += server.rest(trouble.why, left_at, trouble.wait_s, self.attempts)
                 if len(failures) >= self.attempts and self.alive:
@@ -252,13 +263,10 @@ class Fleet:
             finally:
                 async with freed:
                     server.busy -= 1
-                    if self.alive:
-                        freed.notify()  # one place is free; a waking crowd would cost the square of the calls
-                    else:
-                        freed.notify_all()
+                    freed.notify_all()
 
-    async def _free(self, prefer: int, freed: asyncio.Condition) -> Server:
-        """A server with room, already counted busy: the preferred one, else the least busy."""
+    async def _free(self, prefer: int, failed: Sequence[Server], freed: asyncio.Condition) -> Server:
+        """A server with room, already counted busy: the preferred, else the least busy; none of `failed` while others live."""
         while True:
             async with freed:
                 alive = self.alive
@@ -269,6 +277,7 @@ class Fleet:
                         cure="look at their logs, start them again, and start the run again: it goes on from its last checkpoint",
                     )
                 now = time.monotonic()
+                alive = [s for s in alive if s not in failed] or alive
                 ready = [s for s in alive if s.paused_until <= now and s.busy < self.in_flight]
                 if ready:
                     wanted = alive[prefer % len(alive)]
