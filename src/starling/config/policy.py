@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from starling.config.base import Section
+from starling.config.models import EnvName, Urls
 from starling.config.training import FullTraining, OptimizerSection, Trained, named
 from starling.records import Sampling
 
@@ -203,16 +204,34 @@ class LocalEngine(Section):
 
 
 class ServerEngine(Section):
-    """Replies are sampled by inference servers that get the new weights after every update."""
+    """Replies are sampled by inference servers that get the new weights after every update; docs/policy-servers.md."""
 
     type: Literal["vllm", "sglang"]
-    urls: tuple[str, ...] = Field(min_length=1, description="Addresses of the servers, e.g. http://127.0.0.1:8000.")
-    weights: str = Field(description="Folder that this machine and the servers see; new weights are handed over there.")
+    urls: Urls = Field(description="Addresses of the servers, without /v1, e.g. http://127.0.0.1:8000; they share the prompts.")
+    api_key_env: EnvName | None = Field(
+        default=None, description="Name of the environment variable that holds their key; the key itself is never stored."
+    )
+    weights: str = Field(
+        description="Folder that this machine and the servers see under the same path; new weights are handed over there."
+    )
+    dtype: Literal["bf16", "fp16", "fp32"] = Field(
+        default="bf16", description="Type of the weights handed over: what the servers compute in (both engines: bf16)."
+    )
+    in_flight: int = Field(default=256, gt=0, description="Most replies asked of one server at once (vLLM's usual batch: 256).")
     timeout: float = Field(
-        default=600.0, gt=0, description="Seconds to wait for a batch of replies or for a server to load weights."
+        default=600.0, gt=0, description="Seconds to wait for one reply, or for a server to load weights, before asking again."
+    )
+    attempts: int = Field(
+        default=5, gt=0, description="Times that one reply is asked for; failures in a row after which a server is left out."
+    )
+    tolerance: float = Field(
+        default=0.25,
+        gt=0,
+        description="Largest mean difference, in nats, between a server's log-probs of a fixed text and those of the training "
+        "model; beyond, the server has other weights (our choice: far above rounding, far below another model).",
     )
     ratio_cap: float = Field(
-        default=2.0, gt=0, description="Truncated importance weights between server and training log-probs stop here (usual: 2)."
+        default=2.0, ge=1, description="Truncated importance weights between server and training log-probs stop here (usual: 2)."
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,18 @@ def save_folder(path: Path | str, model: Any, tokenizer: Any) -> None:
     with _quiet():
         inner.save_pretrained(path)
         tokenizer.save_pretrained(path)
+
+
+def save_weights(path: Path | str, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a transformers folder without tokenizer: the model's config, and these tensors in place of its weights.
+
+    Args:
+        path: the folder.
+        model: a transformers model; it may carry adapters that `tensors` has merged in.
+        tensors: every weight under the name that the model's class gives it.
+    """
+    with _quiet():
+        model.save_pretrained(path, state_dict=dict(tensors))
 
 
 def declare_reward(config: Any) -> None:
