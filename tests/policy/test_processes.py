@@ -52,7 +52,9 @@ class Launcher:
 
     def alone(self, name: str, **fault: Any) -> subprocess.CompletedProcess[str]:
         """One process of its own."""
-        return subprocess.run(self.job(name, **fault), capture_output=True, text=True, check=False, env=environment(), timeout=300)
+        return subprocess.run(
+            self.job(name, **fault), capture_output=True, text=True, check=False, env=environment(), timeout=300
+        )
 
     def pair(self, name: str, engine: str, **fault: Any) -> list[tuple[int, str]]:
         """Two, without torchrun, which would end the other process when one dies: (exit code, stderr) of both."""

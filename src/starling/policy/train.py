@@ -39,7 +39,7 @@ import torch
 
 from starling.config import AdaptiveKL, PolicySection, ServerEngine
 from starling.errors import InputError
-from starling.lineage import SPEED
+from starling.lineage import SPEED, without
 from starling.losses.policy import next_kl_coefficient
 from starling.models.encode import Encoder
 from starling.policy import buffer
@@ -198,7 +198,7 @@ class _Tuning:
         self.too_long = len(prompts) - len(self.prompts)
         watched = fixed_prompts(_fitting(validation, self.encoder, settings), settings.eval_prompts)
         # where files lie and how fast a result comes does not change the weights
-        self.chosen = settings.model_dump(mode="json", exclude={"base", *SPEED["policy"]})
+        self.chosen = without(settings.model_dump(mode="json", exclude={"base"}), SPEED["policy"])
         key = content_hash([self.chosen, seed, [p.id for p in self.prompts], [p.id for p in watched]])
         work.mkdir(parents=True, exist_ok=True)
         self.learner = Learner(models, accelerator, settings, work, key)
