@@ -47,12 +47,19 @@ class P3O(Section):
     )
 
 
+def _none(value: object) -> object:
+    """TOML has no null."""
+    return None if value == "none" else value
+
+
 class RLOO(Section):
     """REINFORCE with the mean of the other replies to the prompt as baseline, arXiv 2402.14740: no critic."""
 
     type: Literal["rloo"]
-    clip: float | None = Field(
-        default=0.2, gt=0, description="Ratio clip of a whole reply, for more than one step per rollout; null: no clip."
+    clip: Annotated[float | None, BeforeValidator(_none)] = Field(
+        default=0.2,
+        gt=0,
+        description="Clip of a whole reply's ratio, for more than one step per rollout (TRL); 'none': no ratio at all (paper).",
     )
     whiten: bool = Field(default=False, description="Standardise advantages over the batch.")
 
@@ -268,4 +275,6 @@ class PolicySection(Section):
             raise ValueError(f"rollouts = {self.rollouts} is no multiple of samples_per_prompt = {self.samples_per_prompt}")
         if isinstance(self.algorithm, P3O | RLOO) and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm.type} compares replies to one prompt: samples_per_prompt must be 2 or more")
+        if isinstance(self.kl, AdaptiveKL) and self.rollouts >= 5 * self.kl.horizon:
+            raise ValueError(f"kl.horizon = {self.kl.horizon} must be above a fifth of rollouts = {self.rollouts}")
         return self
