@@ -256,7 +256,8 @@ class PolicySection(Section):
     shaping: ShapingSection = Field(default=ShapingSection(), description="From score to reward.")
     kl: KL = Field(default=FixedKL(type="fixed"), description="KL penalty to the base, per token; a number or a section.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        default="k1", description="Of the penalty (J. Schulman's names); k1, the log-ratio, is unbiased (Starling)."
+        default="k1",
+        description="Of the penalty (J. Schulman's names). Keep k1 (Starling): only its policy gradient is the KL's.",
     )
     gamma: float = Field(default=1.0, ge=0, le=1, description="Discount (Starling: 1).")
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE λ (Starling: 0.95).")
