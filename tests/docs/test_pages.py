@@ -84,6 +84,30 @@ def test_the_worked_example_of_the_losses(name: str, loss: str) -> None:
     assert float(LOSSES[name](torch.tensor([[2.0, 1.0, 0.0]])).loss) == pytest.approx(float(loss), abs=5e-5)
 
 
+def test_the_worked_reply_gets_the_reward_that_is_written() -> None:
+    from starling.config import ShapingSection
+    from starling.policy.shaping import Shaping
+
+    assert "(5 − 1) / 2 + 0.1 − 0.1 = 2." in page("honesty.md")
+    assert "min(2.1, −2) − 0.1 = −2.1" in page("honesty.md")
+    shaping = Shaping(ShapingSection(length_penalty=0.01, length_free=20), [{"mean": 1.0, "std": 2.0}])
+    found = shaping.shape([[5.0, 5.0]], [True, False], [30, 30], [list(range(30))] * 2)
+    assert found.reward_B == pytest.approx([2.0, -2.1])
+
+
+def test_the_check_shown_is_one_and_the_settings_shown_validate(tmp_path: Path) -> None:
+    import tomllib
+
+    from starling.config import PolicySection, RewardSection
+    from starling.policy.checks import Check
+
+    check = Check.model_validate_json(blocks("honesty.md", "json")[0])
+    assert (check.passes("HELLO"), check.passes("Hello")) == (True, False)
+    shown = tomllib.loads(blocks("honesty.md", "toml")[0])
+    RewardSection.model_validate(shown["reward"])
+    assert PolicySection.model_validate(shown["policy"]).guard.action == "stop"
+
+
 def test_every_benchmark_of_reward_models_is_explained() -> None:
     from starling.evaluate.reward_benchmarks import BENCHMARKS
 
