@@ -95,6 +95,24 @@ def test_the_worked_reply_gets_the_reward_that_is_written() -> None:
     assert found.reward_B == pytest.approx([2.0, -2.1])
 
 
+@pytest.mark.parametrize(
+    ("prompts", "evaluations", "fall"), [(128, 3, 0.30), (128, 21, 0.46), (1000, 3, 0.11), (1000, 21, 0.16)]
+)
+def test_the_falls_that_count_are_those_that_are_written(prompts: int, evaluations: int, fall: float) -> None:
+    from starling.config import GuardSection
+    from starling.policy.guard import Guard
+
+    assert f"{fall:.2f}" in page("honesty.md")
+
+    def fired(last: float) -> bool:
+        guard = [0.0] * (evaluations - 1) + [-last]
+        rows = [{"iteration": i, "eval/score": i, "eval/guard": g, "eval/guard_se": prompts**-0.5} for i, g in enumerate(guard)]
+        return Guard(GuardSection(patience=1)).look(rows).fired
+
+    assert fired(fall + 0.006)
+    assert not fired(fall - 0.006)
+
+
 def test_the_check_shown_is_one_and_the_settings_shown_validate(tmp_path: Path) -> None:
     import tomllib
 
