@@ -27,6 +27,9 @@ from starling.records import content_hash
 
 MICROWORLD_BASE = "microworld:base"
 
+GUARD_FOLDER = "guard"
+"""Inside the reward artifact: the second reward model of `reward.guard_fraction`."""
+
 KEY_VERSION = 1
 """Raised when a change of the code makes every artifact out of date."""
 

@@ -155,7 +155,8 @@ class ShapingSection(Section):
     )
     unfinished: float = Field(
         default=-2.0,
-        description="Highest reward of a reply without its end token; Starling let them look finished, which feeds length.",
+        description="Highest reward of a reply without its end token, before penalties; Starling let them look finished, which "
+        "feeds length.",
     )
     length_penalty: float = Field(default=0.0, ge=0, description="Taken off per token beyond length_free.")
     length_free: int = Field(default=0, ge=0, description="Tokens of a reply that cost nothing.")
@@ -200,7 +201,7 @@ class SelectionSection(Section):
         default=0.05, ge=0, description="Fall of that number from the base's that is allowed (Starling: 0.05)."
     )
     by: str = Field(
-        default="eval/guard", description="Among those that pass: the evaluation number to be largest, e.g. eval/win_rate."
+        default="eval/guard", description="Among those that pass: the evaluation number to be largest, e.g. eval/check."
     )
 
 
