@@ -67,7 +67,8 @@ def some_replies() -> list[Encoded]:
     a, b, begun = words(24), words(9), words(10)
     twice = words(20)
     pairs = [
-        (a, twice), (b, words(5)), (a, words(1)), (a, begun + words(9)), (b, words(1)), (a, begun + words(17)), (a, begun), (a, twice),
+        (a, twice), (b, words(5)), (a, words(1)), (a, begun + words(9)), (b, words(1)), (a, begun + words(17)),
+        (a, begun), (a, twice),
     ]  # fmt: skip
     return [Encoded(prompt + reply, len(prompt)) for prompt, reply in pairs]
 
@@ -437,7 +438,15 @@ def test_evaluation_mode_is_left_part_by_part() -> None:
     actor.train()
     actor.policy.model.layers[1].eval()
     before = [part.training for part in actor.modules()]
-    with pytest.raises(KeyError), evaluating(actor):
-        assert not any(part.training for part in actor.modules())
-        raise KeyError
+    inside: list[bool] = []
+
+    def fails() -> None:
+        with evaluating(actor):
+            inside.extend(part.training for part in actor.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert inside
+    assert not any(inside)
     assert [part.training for part in actor.modules()] == before
