@@ -359,7 +359,7 @@ def attend(
 
 
 @contextmanager
-def _attention(model: Any) -> Iterator[None]:
+def in_slots(model: Any) -> Iterator[None]:
     """The model's attention goes over the slots meanwhile."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
