@@ -137,7 +137,7 @@ def test_a_model_whose_logits_would_differ_does_not_use_the_slots(monkeypatch: p
         return torch.zeros_like(self._prompt_bias), self._own_bias[: len(now.rows), : now.own]
 
     monkeypatch.setattr(sample_cache.Slots, "_biases", sees_padding)
-    assert "logits would differ" in sample._misfit(make(CONFIGS["llama"]()))
+    assert "logits would differ" in sample_cache.misfit(make(CONFIGS["llama"]()))
 
 
 @pytest.fixture(params=["llama", "gpt2"])

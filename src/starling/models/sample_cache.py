@@ -19,7 +19,8 @@ C tokens of prompts, O own tokens, T tokens of a row, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -36,12 +37,6 @@ NAME = "starling_slots"
 
 _FIRST_OWN = 64
 """Own tokens that slots are allocated for at first; doubled when a reply grows longer."""
-
-
-def register() -> None:
-    """Make `NAME` known to transformers."""
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def token_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -358,3 +353,54 @@ def attend(
         raise tree_attention.refused(module, f"its attention wants {', '.join(strange) or 'no slots'}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return starling_slots.attend(module, query, key, value, scale, sliding_window, softcap), None
+
+
+# ── can a model use them ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def in_slots(model: Any) -> Iterator[None]:
+    """The model's attention goes over the slots meanwhile."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.inference_mode()
+def misfit(model: Any) -> str:
+    """Why the model cannot use the slots; empty if it can. Tried out: two prompts and two steps against plain forward passes."""
+    try:
+        tree_attention.refuse(model)
+        vocabulary = model.get_input_embeddings().num_embeddings
+        prompts = [[(7 * i + 3) % vocabulary for i in range(5)], [(5 * i + 1) % vocabulary for i in range(3)]]
+        rows = [[*p, 2 % vocabulary, 1 % vocabulary] for p in prompts]
+        plain = [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float() for ids in rows]
+        with in_slots(model):
+            slots = Slots(2, 2, 5, 4, model.device)
+            for slot, prompt in enumerate(prompts):
+                slots.restart(slot, slots.seat(len(prompt)))
+            slots.arrange()
+            ours = [slots.prefill(model, prompts, [0, 1])]
+            for step in range(2):
+                slots.count_S += 1
+                fed = torch.tensor([r[len(p) + step] for r, p in zip(rows, prompts, strict=True)], device=model.device)
+                ours.append(slots.step(model, fed, step + 1))
+        worst = max(
+            float((logits[i].float() - plain[i][len(p) - 1 + step]).abs().max())
+            for step, logits in enumerate(ours)
+            for i, p in enumerate(prompts)
+        )
+    except Exception as error:  # whatever a foreign architecture does with arguments that it does not know
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    scale = max(float(p.abs().max()) for p in plain)
+    if not worst <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1) * max(scale, 1.0):
+        return f"its logits would differ by {worst:.2g}"
+    expected = tree_attention.expected_windows(model.config.get_text_config())
+    if expected is not None and [w is not None for w in slots.windows] != expected:
+        return "its layers do not tell their attention how far they see"
+    return ""
