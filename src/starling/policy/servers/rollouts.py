@@ -211,7 +211,7 @@ class ServerRollouts:
             scores = await self._fleet.insist(server, lambda s: self._dialect.score(connections, s, self._probe, self._label))
         except Trouble as trouble:
             server.out = trouble.why
-            self._fleet.counts["left_out"] += 1
+            self._fleet.counts["left_out"] += not was_out
             log.warning("the inference server %s did not take new weights and is left out: %s", server.url, trouble.why)
             return
         except Refused as refused:
