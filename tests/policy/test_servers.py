@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from starling.config import LoRA
+from starling.config import LoRA, PolicySection
 from starling.config.policy import ServerEngine
 from starling.errors import ConfigError, EndpointError
 from starling.models.actor import reply_logprobs
@@ -336,6 +338,12 @@ def test_weights_are_written_in_the_servers_type(base: Path, policy: Any, encode
     assert {t.dtype for t in written.values()} == {torch.bfloat16}
     assert 1e-5 < (reported(drawn) - forward(policy, PROMPTS, drawn)).abs().max() < 0.25
     assert "lm_head.weight" not in written  # tied to the embedding, written once
+
+
+def test_weights_that_zero_3_holds_are_refused(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
+    next(policy.parameters()).ds_id = 0  # what DeepSpeed marks them with
+    with pytest.raises(ConfigError, match="ZeRO-3"):
+        ServerRollouts(settings("vllm", tmp_path, "http://127.0.0.1:1"), encoder).load(policy, 0)
 
 
 def test_only_the_first_process_writes(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
@@ -690,3 +698,11 @@ def test_settings_that_cannot_be_meant(changes: dict[str, Any]) -> None:
     assert ServerEngine.model_validate(plain).urls == ("http://127.0.0.1:8000",)
     with pytest.raises(ValidationError):
         ServerEngine.model_validate(plain | changes)
+
+
+def test_the_example_of_the_page_is_a_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "policy-servers.md").read_text("utf-8")
+    example = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    engine = PolicySection.model_validate(tomllib.loads(example[0])["policy"]).engine
+    assert isinstance(engine, ServerEngine)
+    assert len(engine.urls) == 2
