@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -352,6 +355,14 @@ def test_only_the_first_process_writes(base: Path, policy: Any, encoder: Encoder
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="first process"):
         helper.generate(PROMPTS, ONE, [1, 2, 3])
+
+
+def test_weights_spread_over_two_processes_are_gathered_whole(tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command = [sys.executable, *torchrun, str(Path(__file__).with_name("spread_weights.py")), str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "found.json").read_text()) == [[0.0, 20], [0.0, 20]]
 
 
 def test_a_place_for_weights_that_cannot_be_one(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
