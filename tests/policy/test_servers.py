@@ -265,10 +265,16 @@ def test_a_small_step_is_inside_the_tolerance_and_found_out_all_the_same(
 
 
 def test_steps_too_small_to_see_add_up_until_they_are_seen(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
-    here = ServerRollouts(settings("vllm", tmp_path, "http://127.0.0.1:1"), encoder)
-    here._seen["url"] = seen = rollouts._Probed((-1.0,), (-1.0,))
-    assert rollouts._stale(rollouts._Probed((-1.0,), (-1.0004,)), seen, 0.25) == ""
-    assert rollouts._stale(rollouts._Probed((-1.0,), (-1.0012,)), seen, 0.25) != ""
+    with serving(base, "vllm") as servers:
+        here = client(servers, encoder, tmp_path)
+        start = here._training_scores(policy)
+        moved = max(abs(a - b) for a, b in zip(start, here._training_scores(changed(policy, 1e-4)), strict=True))
+        step = 1e-4 * 0.6e-3 / moved  # moves the training model's log-probs by 0.6e-3 nats at most
+        here.load(policy, 0)
+        servers[0].faults["stale"] = 99
+        here.load(changed(policy, step), 1)
+        with pytest.raises(EndpointError, match=r"did not change.*by up to 0\.0012"):
+            here.load(changed(policy, 2 * step), 2)
 
 
 def test_other_weights_than_those_given_are_found_out_at_the_first_load(
