@@ -466,7 +466,9 @@ def test_failures_of_calls_that_left_before_the_pause_count_once() -> None:
     server.take_in()
     assert (server.out, server.strikes) == ("", 0)
     server.rest("x", 1e12, 7.0, 9)
-    assert server.paused_until - server.paused_since >= 7.0  # what the server asked for
+    assert server.paused_until - server.paused_since == pytest.approx(7.0)  # what the server asked for
+    assert [fleet.pause_of(n, 0) for n in (1, 2, 3)] == [0.01, 0.02, 0.04]
+    assert fleet.pause_of(1, 3600) == fleet.pause_of(99, 0) == 30
 
 
 # ── answers that cannot be used ──────────────────────────────────────────────────────────────────────────────────────

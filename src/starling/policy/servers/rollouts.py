@@ -137,8 +137,10 @@ class ServerRollouts:
                 server.facts = facts
                 kind = await self._fleet.insist(server, lambda s: self._measured_kind(connections, s))
                 facts = replace(facts, logprobs=kind)
-        except (Trouble, Refused) as error:
-            return [f"does not answer ({error}): start it, or correct its address in policy.engine.urls"]
+        except Trouble as trouble:
+            return [f"does not answer ({trouble.why}): start it, or correct its address in policy.engine.urls"]
+        except Refused as refused:
+            return [f"refuses a first request ({refused.why}): see its log, and policy.engine.type"]
         server.facts = facts
         server.take_in()
         log.info("%s %s at %s serves %s", self._dialect.name, facts.version, server.url, facts.model)
