@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from starling.config import LoRA
+from starling.config import LoRA, PolicySection
 from starling.config.policy import ServerEngine
 from starling.errors import ConfigError, EndpointError
 from starling.models.actor import reply_logprobs
@@ -260,10 +265,16 @@ def test_a_small_step_is_inside_the_tolerance_and_found_out_all_the_same(
 
 
 def test_steps_too_small_to_see_add_up_until_they_are_seen(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
-    here = ServerRollouts(settings("vllm", tmp_path, "http://127.0.0.1:1"), encoder)
-    here._seen["url"] = seen = rollouts._Probed((-1.0,), (-1.0,))
-    assert rollouts._stale(rollouts._Probed((-1.0,), (-1.0004,)), seen, 0.25) == ""
-    assert rollouts._stale(rollouts._Probed((-1.0,), (-1.0012,)), seen, 0.25) != ""
+    with serving(base, "vllm") as servers:
+        here = client(servers, encoder, tmp_path)
+        start = here._training_scores(policy)
+        moved = max(abs(a - b) for a, b in zip(start, here._training_scores(changed(policy, 1e-4)), strict=True))
+        step = 1e-4 * 0.6e-3 / moved  # moves the training model's log-probs by 0.6e-3 nats at most
+        here.load(policy, 0)
+        servers[0].faults["stale"] = 99
+        here.load(changed(policy, step), 1)
+        with pytest.raises(EndpointError, match=r"did not change.*by up to 0\.0012"):
+            here.load(changed(policy, 2 * step), 2)
 
 
 def test_other_weights_than_those_given_are_found_out_at_the_first_load(
@@ -338,12 +349,26 @@ def test_weights_are_written_in_the_servers_type(base: Path, policy: Any, encode
     assert "lm_head.weight" not in written  # tied to the embedding, written once
 
 
+def test_weights_that_zero_3_holds_are_refused(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
+    next(policy.parameters()).ds_id = 0  # what DeepSpeed marks them with
+    with pytest.raises(ConfigError, match="ZeRO-3"):
+        ServerRollouts(settings("vllm", tmp_path, "http://127.0.0.1:1"), encoder).load(policy, 0)
+
+
 def test_only_the_first_process_writes(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
     helper = ServerRollouts(settings("vllm", tmp_path, "http://127.0.0.1:1"), encoder, first=False)
     helper.load(policy, 0)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="first process"):
         helper.generate(PROMPTS, ONE, [1, 2, 3])
+
+
+def test_weights_spread_over_two_processes_are_gathered_whole(tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command = [sys.executable, *torchrun, str(Path(__file__).with_name("spread_weights.py")), str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "found.json").read_text()) == [[0.0, 20], [0.0, 20]]
 
 
 def test_a_place_for_weights_that_cannot_be_one(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
@@ -441,7 +466,9 @@ def test_failures_of_calls_that_left_before_the_pause_count_once() -> None:
     server.take_in()
     assert (server.out, server.strikes) == ("", 0)
     server.rest("x", 1e12, 7.0, 9)
-    assert server.paused_until - server.paused_since >= 7.0  # what the server asked for
+    assert server.paused_until - server.paused_since == pytest.approx(7.0)  # what the server asked for
+    assert [fleet.pause_of(n, 0) for n in (1, 2, 3)] == [0.01, 0.02, 0.04]
+    assert fleet.pause_of(1, 3600) == fleet.pause_of(99, 0) == 30
 
 
 # ── answers that cannot be used ──────────────────────────────────────────────────────────────────────────────────────
@@ -690,3 +717,11 @@ def test_settings_that_cannot_be_meant(changes: dict[str, Any]) -> None:
     assert ServerEngine.model_validate(plain).urls == ("http://127.0.0.1:8000",)
     with pytest.raises(ValidationError):
         ServerEngine.model_validate(plain | changes)
+
+
+def test_the_example_of_the_page_is_a_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "policy-servers.md").read_text("utf-8")
+    example = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    engine = PolicySection.model_validate(tomllib.loads(example[0])["policy"]).engine
+    assert isinstance(engine, ServerEngine)
+    assert len(engine.urls) == 2

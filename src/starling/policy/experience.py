@@ -218,8 +218,8 @@ def _sampled(rollouts: Sequence[Rollout], mask_BR: Tensor) -> Tensor:
 def _mismatch(
     training_BR: Tensor, sampled_BR: Tensor, mask_BR: Tensor, settings: PolicySection
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Importance weights, where the sampler is not ours, and how far it is from the training passes."""
-    servers = settings.engine if isinstance(settings.engine, ServerEngine) else None
+    """Importance weights, where the sampler is not ours and the objective takes them, and how far it is from the passes."""
+    servers = settings.engine if isinstance(settings.engine, ServerEngine) and settings.algorithm.type != "p3o" else None
     weights_BR, found = importance_weights(training_BR, sampled_BR, mask_BR, cap=servers.ratio_cap if servers else 1e9)
     largest = torch.where(mask_BR, (training_BR - sampled_BR).abs(), 0.0).amax()
     metrics = {"mismatch": found["mismatch"], "mismatch_kl": found["mismatch_kl"], "mismatch_max": largest}

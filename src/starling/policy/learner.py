@@ -49,6 +49,11 @@ class State:
     stopped: str = ""
     """Why the tuning ends before its last iteration; "" if it does not."""
 
+    @property
+    def untrained(self) -> int:
+        """The last iteration after which the policy was still the base."""
+        return self.iteration if self.phase == "critic" else self.pretrained
+
 
 class Learner:
     """Models, engine and state, as new or as the newest checkpoint has them.
@@ -164,7 +169,7 @@ class Learner:
         """
         engine, state = self.engine, self.state
         spread = engine.kind in ("fsdp2", "deepspeed")
-        unmoved = state.phase == "critic" or iteration <= state.pretrained
+        unmoved = iteration <= state.untrained
         kept = None if unmoved or iteration == state.iteration else self._kept(iteration)
         tensors = engine.tensors() if spread and not unmoved and kept is None else {}
         if engine.first:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from starling.config import APA, P3O, PPO, RLOO, PolicySection
+from starling.config import APA, PPO, RLOO, PolicySection
 from starling.losses.masked import LossOutputs, masked_sum
 from starling.losses.policy import apa, clipped_value_loss, count_pairs, p3o, ppo, rloo
 from starling.models.actor import Outputs
@@ -23,14 +23,8 @@ _METRICS = {
     "apa": ("log_ratio", "approx_kl", "target", "target_square", "distance"),
     "ppo": ("clipped", *_MOVEMENT),
     "rloo": _MOVEMENT,
-    "p3o": (
-        "clipped", "pair_weight", "pair_weight_max", "pair_weight_capped", "pair_advantage", "margin", "log_ratio", "approx_kl",
-    ),
+    "p3o": ("clipped", "weight", "weight_max", "weight_capped", "advantage", "margin", "log_ratio", "approx_kl"),
 }  # fmt: skip
-_RENAMED = {"weight": "pair_weight", "weight_max": "pair_weight_max", "weight_capped": "pair_weight_capped"} | {
-    "advantage": "pair_advantage"
-}
-"""P3O's, whose names mean something else in the log."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +78,7 @@ class Objective:
         if policy:
             found = self._policy_loss(outputs, batch, counts, kl)
             loss = found.loss
-            named = found.metrics
-            if isinstance(self.algorithm, P3O):
-                named = {_RENAMED.get(name, name): value for name, value in named.items()}
-            metrics |= {"policy_loss": found.loss.detach(), **named}
+            metrics |= {"policy_loss": found.loss.detach(), **found.metrics}
             if self.wants_entropy:
                 assert isinstance(self.algorithm, PPO)
                 assert outputs.entropy_BR is not None

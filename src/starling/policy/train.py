@@ -39,7 +39,7 @@ import torch
 
 from starling.config import AdaptiveKL, PolicySection, ServerEngine
 from starling.errors import InputError
-from starling.lineage import SPEED, without
+from starling.lineage import GUARD_FOLDER, SPEED, without
 from starling.losses.policy import next_kl_coefficient
 from starling.models.encode import Encoder
 from starling.policy import buffer
@@ -64,8 +64,6 @@ from starling.training.loop import load_whole, make_accelerator, set_determinism
 from starling.training.step import among_others
 from starling.training.trackers import open_trackers, require
 
-GUARD_FOLDER = "guard"
-"""Inside the reward artifact (`reward.guard.GUARD_FOLDER`): the second reward model of `reward.guard_fraction`."""
 ROLLOUTS_FOLDER = "rollouts"
 
 Scored = tuple[list[Rollout], npt.NDArray[np.float64]]
@@ -119,7 +117,7 @@ def train(
     with Logbook(work, tuning.first, tuning.learner.state.log_bytes, shown) as log, tuning.interrupt:
         evaluations = tuning.run(log, progress if tuning.first else SILENT)
         log.saved()
-    choice = choose(evaluations, settings.selection) if evaluations else None
+    choice = choose(evaluations, settings.selection, tuning.learner.state.untrained) if evaluations else None
     tuning.write(out, choice)
     kept = next((row for row in evaluations if choice is not None and row["iteration"] == choice.iteration), {})
     return {
@@ -372,8 +370,8 @@ class _Tuning:
         row |= verdict.row()
         if verdict.fired and self.settings.guard.action == "stop":
             state.stopped = verdict.why
-        choice = choose(self.evaluations, self.settings.selection)
-        if choice.outcome == "chosen" and choice.iteration == state.iteration and state.iteration > state.pretrained:
+        choice = choose(self.evaluations, self.settings.selection, state.untrained)
+        if choice.outcome == "chosen" and choice.iteration == state.iteration:
             learner.keep()
 
     # ── around it ────────────────────────────────────────────────────────────────────────────────────────────────────

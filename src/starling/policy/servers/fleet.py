@@ -69,6 +69,11 @@ class Refused(Exception):
         self.why = why
 
 
+def pause_of(failures: int, wait_s: float) -> float:
+    """Seconds after so many failures in a row; what the server asks for (Retry-After) is heard, within reason."""
+    return min(LONGEST_PAUSE_S, max(wait_s, PAUSE_S * 2 ** (failures - 1)))
+
+
 @dataclass(eq=False)
 class Server:
     """One inference server and how it has been doing."""
@@ -90,11 +95,13 @@ class Server:
             return False
         self.strikes += 1
         now = time.monotonic()
-        pause = max(wait_s, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (self.strikes - 1)))
+        pause = pause_of(self.strikes, wait_s)
         self.paused_since, self.paused_until = now, now + pause
         if self.strikes >= attempts:
             self.out = why
             log.warning("the inference server %s is left out until the next weights: %s", self.url, why)
+        else:
+            log.warning("the inference server %s fails and is asked again in %.1f s: %s", self.url, pause, why)
         return bool(self.out)
 
     def did_well(self) -> None:
@@ -235,7 +242,7 @@ class Fleet:
                 self.counts["retries"] += 1
                 if n + 1 == self.attempts:
                     raise
-                await asyncio.sleep(max(trouble.wait_s, min(LONGEST_PAUSE_S, PAUSE_S * 2**n)))
+                await asyncio.sleep(pause_of(n + 1, trouble.wait_s))
         raise AssertionError("attempts is at least 1")
 
     async def _until_done(self, call: Callable[[Server], Awaitable[T]], prefer: int, freed: asyncio.Condition) -> T:

@@ -142,8 +142,10 @@ class ServerRollouts:
                 server.facts = facts
                 kind = await self._fleet.insist(server, lambda s: self._measured_kind(connections, s))
                 facts = replace(facts, logprobs=kind)
-        except (Trouble, Refused) as error:
-            return [f"does not answer ({error}): start it, or correct its address in policy.engine.urls"]
+        except Trouble as trouble:
+            return [f"does not answer ({trouble.why}): start it, or correct its address in policy.engine.urls"]
+        except Refused as refused:
+            return [f"refuses a first request ({refused.why}): see its log, and policy.engine.type"]
         server.facts = facts
         server.take_in()
         log.info("%s %s at %s serves %s", self._dialect.name, facts.version, server.url, facts.model)
@@ -216,7 +218,7 @@ class ServerRollouts:
             scores = await self._fleet.insist(server, lambda s: self._dialect.score(connections, s, self._probe, self._label))
         except Trouble as trouble:
             server.out = trouble.why
-            self._fleet.counts["left_out"] += 1
+            self._fleet.counts["left_out"] += not was_out
             log.warning("the inference server %s did not take new weights and is left out: %s", server.url, trouble.why)
             return
         except Refused as refused:

@@ -42,7 +42,16 @@ def whole_weights(policy: nn.Module, dtype: str, *, keep: bool) -> dict[str, tor
         policy: a transformers model, with adapters in place or without, its weights spread over processes or not.
         dtype: "bf16", "fp16" or "fp32".
         keep: False on processes that only help to gather; they get {}.
+
+    Raises:
+        ConfigError: DeepSpeed ZeRO-3 holds the weights.
     """
+    if any(hasattr(parameter, "ds_id") for parameter in policy.parameters()):
+        raise ConfigError(
+            "DeepSpeed ZeRO-3 spreads the policy's weights, and they are not gathered for inference servers",
+            where="policy.engine",
+            cure="start with FSDP2 (configs/accelerate/fsdp2.yaml), or with ZeRO-1 or 2",
+        )
     found: dict[str, torch.Tensor] = {}
     deltas = dict(_deltas(policy))
     tied = {n for n, _ in policy.named_parameters(remove_duplicate=False)} - {n for n, _ in policy.named_parameters()}
