@@ -319,11 +319,16 @@ def require_shared(todo: Sequence[str]) -> None:
     Raises:
         UsageError: it is so; names the stage.
     """
-    shared = [name for name in todo if name in SHARED]
-    alone = [name for name in todo if name not in SHARED] or shared[:-1]
-    if launched().count > 1 and alone:
+    count, alone = launched().count, [name for name in todo if name not in SHARED]
+    if count > 1 and alone:
         raise UsageError(
-            f"{launched().count} processes were started, and the stage '{alone[0]}' is to be done by one",
+            f"{count} processes were started, and the stage '{alone[0]}' is to be done by one",
             where="torchrun or accelerate launch",
             cure=f"run it first without them: `starling run CONFIG --until {alone[0]}`; several can do {', '.join(SHARED)}",
+        )
+    if count > 1 and len(todo) > 1:
+        raise UsageError(
+            f"{count} processes were started, and they do one stage at a time: {', '.join(todo)}",
+            where="torchrun or accelerate launch",
+            cure=f"start them for `starling run CONFIG --until {todo[0]}` first",
         )

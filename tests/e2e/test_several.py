@@ -72,3 +72,51 @@ def test_what_one_process_must_do_is_refused(tmp_path: Path) -> None:
     assert refused.returncode != 0
     assert "2 processes were started, and the stage 'world' is to be done by one" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+POLICY = """
+[prompts]
+sources = [{{ type = "file", path = "{folder}/prompts.jsonl", name = "mine" }}]
+validation_fraction = 0.3
+test_fraction = 0.1
+
+[policy]
+base = "{backbone}"
+iterations = 2
+rollouts = 8
+minibatches = 2
+sampling = {{ max_tokens = 6 }}
+eval_prompts = 4
+optimizer = {{ learning_rate = 1e-3 }}
+critic = {{ learning_rate = 1e-3, pretrain = 1 }}
+guard = {{ best_of = 2 }}
+"""
+
+
+def test_two_processes_tune_one_policy(
+    tmp_path: Path, make_rankings: Callable[..., list[RankedPrompt]], backbone: Callable[..., Path]
+) -> None:
+    data = tmp_path / "rankings.jsonl"
+    data.write_text("".join(json.dumps(to_nectar(row)) + "\n" for row in make_rankings(40)), encoding="utf-8")
+    animals = ("cat", "dog", "cow", "horse", "hen", "pig", "goat", "duck", "goose", "sheep", "mouse", "bee")
+    asked = [{"prompt": f"tell me everything that you know of the {animal} and where it lives"} for animal in animals]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    settings = tmp_path / "settings.toml"
+    settings.write_text((SETTINGS + POLICY).format(folder=tmp_path, data=data, backbone=backbone("llama")))
+    before = starling("run", settings, "--until", "prompts")
+    assert before.returncode == 0, before.stderr
+    both = two("train-policy", settings)
+    assert both.returncode != 0
+    assert "2 processes were started, and they do one stage at a time: reward, policy" in both.stderr
+    before = starling("run", settings, "--until", "reward")
+    assert before.returncode == 0, before.stderr
+    done = two("train-policy", settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes (ddp)" in done.stderr
+    made = open_artifact(tmp_path / "run", "policy", verify=True)
+    assert {"model.safetensors", "log.jsonl", "selection.json", "best_of_n.json"} <= set(made.files)
+    (tmp_path / "run" / "policy").rename(tmp_path / "of-two")
+    alone = starling("train-policy", settings)
+    assert alone.returncode == 0, alone.stderr
+    same = open_artifact(tmp_path / "run", "policy").metrics
+    assert same == pytest.approx(made.metrics, rel=1e-3, abs=1e-4)

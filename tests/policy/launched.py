@@ -79,7 +79,23 @@ def in_a_checkpoint(job: dict[str, Any]) -> None:
     checkpoint._sync = sync
 
 
-FAULTS = {fault.__name__: fault for fault in (in_a_rollout, in_a_buffer, in_an_update, in_a_checkpoint)}
+def short_of_memory(job: dict[str, Any]) -> None:
+    """One process has memory for the replies to one prompt only, in an update."""
+    import torch
+
+    from starling.policy import update
+
+    real = update._Step._pass
+
+    def limited(step: Any, index: Any, policy: bool) -> Any:
+        if int(os.environ.get("RANK", "0")) == job["rank"] and len(index) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(step, index, policy)
+
+    update._Step._pass = limited  # type: ignore[method-assign]
+
+
+FAULTS = {fault.__name__: fault for fault in (in_a_rollout, in_a_buffer, in_an_update, in_a_checkpoint, short_of_memory)}
 
 
 def main() -> None:

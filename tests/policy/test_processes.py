@@ -149,6 +149,38 @@ def test_two_processes_killed_in_an_update_end_as_one_undisturbed(engine: str, l
     launcher.assert_close("one", f"{engine}-alone")
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {"trained": {"type": "lora", "rank": 4}, "layout": "shared_prefix"},
+    "gate": {"critic": {"pretrain": 0, "learning_rate": 1e-3, "gate": 0.01}, "algorithm": {"type": "ppo", "entropy": 0.01}},
+}
+
+
+@pytest.mark.parametrize(("engine", "variant"), [("fsdp2", "lora"), ("ddp", "gate")])
+def test_two_processes_do_what_one_does(engine: str, variant: str, launcher: Launcher, tmp_path: Path) -> None:
+    """A critic and a policy of which adapters are trained; steps that leave the policy out."""
+    changes = launcher.rules.model_dump() | VARIANTS[variant] | {"iterations": 3}
+    other = Launcher(tmp_path, launcher.base, launcher.reward, PolicySection.model_validate(changes))
+    other.here("one")
+    ended = other.pair("two", engine)
+    assert [code for code, _ in ended] == [0, 0], ended[0][1][-3000:] + ended[1][1][-3000:]
+    other.assert_close("one", "two")
+    gated = [row["gated"] for row in lines(tmp_path / "one")[1:] if "gated" in row]
+    assert variant != "gate" or 0.0 < sum(gated) / len(gated) < 1.0
+
+
+def test_one_process_that_is_short_of_memory_makes_both_take_smaller_steps(launcher: Launcher, tmp_path: Path) -> None:
+    changes = launcher.rules.model_dump() | {"iterations": 2, "minibatches": 1, "micro_tokens": 1000}
+    other = Launcher(tmp_path, launcher.base, launcher.reward, PolicySection.model_validate(changes))
+    other.here("one")
+    ended = other.pair("short", "ddp", fault="short_of_memory", rank=1)
+    assert [code for code, _ in ended] == [0, 0], ended[0][1][-3000:] + ended[1][1][-3000:]
+    assert [text.count("the memory of the device ran out") for _, text in ended] == [1, 0]  # the first process talks
+    rows = lines(tmp_path / "short")
+    assert 1 < rows[1].pop("micro_tokens") < 1000
+    (tmp_path / "short" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other.assert_close("one", "short")
+
+
 def test_a_signal_to_one_process_stops_both_and_loses_nothing(launcher: Launcher) -> None:
     for code, said in launcher.pair("term", "ddp", fault="in_an_update", step=10, rank=1, signal="SIGTERM"):
         assert code != 0

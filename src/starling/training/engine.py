@@ -23,6 +23,7 @@ take the memory that sharding is for.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import warnings
@@ -113,11 +114,7 @@ class Engine:
             module.to(self.device)
             self._wrapped: Any = _sharded(module, accelerator) if self.kind == "fsdp2" else module
             if self.kind == "ddp":
-                with warnings.catch_warnings():  # torch 2.13 has another word for broadcast_buffers, 2.7 does not know it
-                    warnings.simplefilter("ignore", FutureWarning)
-                    self._wrapped = torch.nn.parallel.DistributedDataParallel(
-                        module, broadcast_buffers=False, gradient_as_bucket_view=True
-                    )
+                self._wrapped = _averaging(module)
             self.optimizer, self.scheduler = make_optimizer(module, settings, total_steps, self._others())
         stage = accelerator.state.deepspeed_plugin.zero_stage if self.kind == "deepspeed" else 0
         self._passes_meet = self.kind == "fsdp2" or stage == 3
@@ -238,8 +235,12 @@ class Engine:
         return next(iter(self.norms.values()), 0.0), next(iter(self.rates.values()))
 
     def clear(self) -> None:
-        """Forget the gradients of a step that is begun anew."""
+        """Forget a step that is begun anew; all processes together."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.kind == "ddp":  # after a forward pass it waits for a backward one, and would average at the next, whichever it is
+            self._wrapped = None
+            gc.collect()  # with the old wrapper go its hooks
+            self._wrapped = _averaging(self.module)
 
     def _parts(self) -> dict[str, list[torch.nn.Parameter]]:
         """What is trained, by part; empty parts left out, what is not apart first."""
@@ -448,6 +449,13 @@ class _DeepSpeedState:
 
 
 # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _averaging(module: torch.nn.Module) -> Any:
+    """The module with gradients that are averaged over processes."""
+    with warnings.catch_warnings():  # torch 2.13 has another word for broadcast_buffers, 2.7 does not know it
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _sharded(module: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
