@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers as tf
 
-from starling.config import CriticSection
+from starling.config import CriticSection, LoRA
 from starling.errors import InputError
 from starling.models import actor as actor_module
 from starling.models import tree_attention
@@ -26,7 +26,7 @@ from starling.models.encode import Encoded
 from starling.models.load import load_causal, load_reward_tokenizer, load_tokenizer, save_folder
 from starling.models.replies import ReplyLayout, lay_out
 from starling.models.scalar_head import ScalarHead
-from starling.training.trained import layers_of
+from starling.training.trained import TrainedPart, layers_of
 
 WIDE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -352,6 +352,16 @@ def test_a_pair_for_the_trial_is_always_two_different_replies() -> None:
         assert pair[0].ids[: pair[0].prompt_length] == pair[1].ids[: pair[1].prompt_length]
         lay_out(pair, 0, "shared_prefix")
     assert actor_module._pair([same])[1] == Encoded((1, 2, 4, 3), 2)
+    assert actor_module._pair([same, Encoded((1, 2, 3, 4), 2)])[1] == Encoded((1, 2, 4, 3), 2)  # equal, not the same object
+
+
+def test_dropout_of_adapters_does_not_spoil_the_trial() -> None:
+    actor = make("llama")
+    TrainedPart(actor, LoRA(type="lora", rank=4, dropout=0.5), 1)
+    for name, parameter in actor.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    assert choose_reply_layout(actor.train(), REPLIES, 0, "shared_prefix") == "shared_prefix"
 
 
 # ── making one ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -414,6 +424,12 @@ class TestBuild:
         assert isinstance(actor.critic, SharedCritic)
         assert actor(lay_out(REPLIES, 0), values=True).values_BR.abs().max() == 0
         assert build(backbone("gpt2"), Path("nowhere"), None).critic is None
+
+    def test_a_policy_whose_logits_are_not_understood_is_refused(self, backbone: Callable[..., Path]) -> None:
+        policy = load_causal(backbone("llama"))
+        policy.config.final_logit_softcapping = 0.5  # its class does not look at it
+        with pytest.raises(InputError, match="does something to its logits"):
+            build_actor(policy, None, Path(), backbone("llama"), 0, None)
 
     def test_an_encoder_starts_no_critic(self, backbone: Callable[..., Path], reward: Callable[..., Path]) -> None:
         with pytest.raises(InputError, match="this one is an encoder"):

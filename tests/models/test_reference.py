@@ -111,12 +111,17 @@ def test_adapters_cost_nothing_and_stay_as_they_are() -> None:
     torch.testing.assert_close(actor(lay_out(REPLIES, 0)).logprobs_BR, before, rtol=0, atol=0)
 
 
-def test_dropout_of_adapters_is_off_in_the_reference() -> None:
-    actor = make(LoRA(type="lora", rank=4, dropout=0.5))
-    expected = Reference.of(actor).logprobs(lay_out(REPLIES, 0))
-    tune(actor)
+@pytest.mark.parametrize("settings", [FULL, LAST, LORA], ids=lambda s: s.type)
+def test_dropout_is_off_in_the_reference_whatever_the_policys_mode(settings: Trained) -> None:
+    actor = make(settings)
+    reference = Reference.of(actor)
+    expected = reference.logprobs(lay_out(REPLIES, 0))
+    for layer in actor.policy.model.layers:
+        layer.self_attn.attention_dropout = 0.5
     actor.train()
-    torch.testing.assert_close(Reference.of(actor).logprobs(lay_out(REPLIES, 0)), expected, rtol=0, atol=0)
+    for again in (reference, Reference.of(actor)):
+        torch.testing.assert_close(again.logprobs(lay_out(REPLIES, 0)), expected, rtol=0, atol=0)
+    assert actor.policy.training
 
 
 def test_spread_weights_share_nothing() -> None:
