@@ -161,6 +161,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.quick:
         asked.batches, asked.length, asked.rounds = "32,128", 48, 1
+        asked.tasks = "full,ragged"
     torch.set_num_threads(asked.cores)
     transformers.logging.set_verbosity(logging.CRITICAL)
     logging.disable(logging.WARNING)

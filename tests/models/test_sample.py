@@ -134,9 +134,9 @@ def test_what_cannot_use_the_slots_is_told(caplog: pytest.LogCaptureFixture) -> 
 
 def test_a_model_whose_logits_would_differ_does_not_use_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     def sees_padding(self: Any, now: Any, window: Any) -> Any:
-        return torch.zeros_like(self._prompt_bias), self._own_bias[: len(now.rows), : now.own]
+        return torch.zeros(len(now.rows), 1, 1, now.prompt + now.own)
 
-    monkeypatch.setattr(sample_cache.Slots, "_biases", sees_padding)
+    monkeypatch.setattr(sample_cache.Slots, "_bias", sees_padding)
     assert "logits would differ" in sample_cache.misfit(make(CONFIGS["llama"]()))
 
 
@@ -227,6 +227,37 @@ def test_a_reply_does_not_depend_on_its_neighbours(slots: bool, look_every: int,
             for a, b in zip(again, alone, strict=True):
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     assert replies(8, range(40)) == replies(8, range(40)), "the same call gives the same bits"
+
+
+def test_slots_and_places_that_have_moved() -> None:
+    # of three replies the first ends; the third takes its slot and the third prompt its place
+    model = make(CONFIGS["llama"]())
+    prompts = [(3, 9, 4, 7), (5, 6), (8, 20, 30, 40, 50)]
+    with torch.inference_mode(), sample_cache.in_slots(model):
+        slots = sample_cache.Slots(3, 2, 5, 4, "cpu")  # one place too few: room is made
+        for slot, prompt in enumerate(prompts):
+            slots.restart(slot, slots.seat(len(prompt)))
+        slots.arrange()
+        slots.prefill(model, prompts, [0, 1, 2])
+        slots.count_S += 1
+        slots.step(model, torch.tensor([60, 61, 62]), 1)
+        slots.leave(0)
+        slots.move(2, 0)
+        slots.drop(2)
+        assert slots.moved_places() == {2: 0}
+        slots.arrange()
+        slots.count_S += 1
+        found = slots.step(model, torch.tensor([72, 71]), 2)
+    for row, ids in zip(found, [(*prompts[2], 62, 72), (*prompts[1], 61, 71)], strict=True):
+        assert torch.allclose(row.double(), fresh_logits(model, ids, [0])[0], atol=1e-5)
+
+
+def test_idle_slots_stay_within_their_rooms() -> None:
+    # replies of 1 to 12 tokens in 24 slots that are refilled three at a time: full ones wait while others go on
+    sampler = Sampler(make(CONFIGS["llama"]()), list(range(2, 12)), batch=24)
+    drawn = sampler.generate(LONG, Sampling(max_tokens=12), list(range(210)), samples=30)
+    assert {len(d.ids) for d in drawn} == set(range(1, 13))
+    check_logprobs(sampler.model, [p for p in LONG for _ in range(30)], drawn, Sampling(max_tokens=12))
 
 
 def test_both_ways_give_the_same_replies() -> None:

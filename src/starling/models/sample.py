@@ -188,7 +188,6 @@ class _Row:
     """A reply under way."""
 
     job: _Job
-    place: int
     count: int = 0  # tokens drawn, as far as the host knows
     look_at: int = _FIRST_STOP_LOOK
     done: bool = False
@@ -283,9 +282,8 @@ class _Run:
         targets = (idle + list(range(len(self.rows), self.limit)))[: len(jobs)]
         drawn_from = self._seat(jobs)
         for slot, job in zip(targets, jobs, strict=True):
-            row = _Row(job, self.seats[job.prompt], count=1)
-            self.slots.restart(slot, row.place)
-            self.rows[slot : slot + 1] = [row]
+            self.slots.restart(slot, self.seats[job.prompt])
+            self.rows[slot : slot + 1] = [_Row(job, count=1)]
         self._close_ranks([i for i in idle if i not in targets])
         self.slots.arrange()
         if jobs:
@@ -324,8 +322,6 @@ class _Run:
             self.rows[slot] = self.rows.pop()
         self.slots.drop(len(self.rows))
         moved = self.slots.moved_places()
-        for row in self.rows:
-            row.place = moved.get(row.place, row.place)
         self.seats = {prompt: moved.get(place, place) for prompt, place in self.seats.items()}
 
     def _write(self, slots: Tensor, logits: Tensor) -> None:

@@ -76,7 +76,7 @@ class _Step:
     position: Tensor  # S
     prompt: int  # longest prompt in use
     own: int  # longest own part, this token included
-    biases: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of windows
+    biases: dict[int | None, Tensor] = field(default_factory=dict)  # by window
 
 
 class Slots:
@@ -285,10 +285,7 @@ class Slots:
         )
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.float()
-        prompt_bias, own_bias = self._biases(now, window)
-        scores[..., : now.prompt] += prompt_bias[:, None, None]
-        scores[..., now.prompt :] += own_bias[:, None, None]
+        scores = scores.float() + self._bias(now, window)
         shares = torch.softmax(scores, -1).to(v.dtype)
         out = self._against_prompts(shares[..., : now.prompt], prompt_values)
         out = out + torch.matmul(shares[..., now.prompt :], own_values)
@@ -305,17 +302,18 @@ class Slots:
         found = torch.matmul(x_PNKGX.transpose(1, 2).flatten(2, 3), y_PKXY)  # P × K × NG × Y
         return cast(Tensor, found.unflatten(2, (-1, groups)).transpose(1, 2).flatten(0, 1)[entry_of])
 
-    def _biases(self, now: _Step, window: int | None) -> tuple[Tensor, Tensor]:
-        """What is added to the scores against prompts and against own tokens, S × tokens: 0 or −∞."""
-        rows = len(now.rows)
-        plain = self._prompt_bias, self._own_bias[:rows, : now.own]
-        if window is None or now.prompt + now.own <= window:
-            return plain
+    def _bias(self, now: _Step, window: int | None) -> Tensor:
+        """What is added to the scores, S × 1 × 1 × tokens of prompt and own ones: 0 or −∞; the same for layers of one window."""
+        if window is not None and now.prompt + now.own <= window:
+            window = None
         if window not in now.biases:
-            oldest = (now.position - window + 1)[:, None]
-            hidden = torch.arange(now.prompt, device=self.device) < oldest
-            own_hidden = self._length_S[:rows, None] + torch.arange(now.own, device=self.device) < oldest
-            now.biases[window] = (plain[0].masked_fill(hidden, -torch.inf), plain[1].masked_fill(own_hidden, -torch.inf))
+            rows = len(now.rows)
+            bias = torch.cat([self._prompt_bias, self._own_bias[:rows, : now.own]], 1)
+            if window is not None:
+                own = self._length_S[:rows, None] + torch.arange(now.own, device=self.device)
+                positions = torch.cat([torch.arange(now.prompt, device=self.device).expand(rows, -1), own], 1)
+                bias.masked_fill_(positions <= now.position[:, None] - window, -torch.inf)
+            now.biases[window] = bias[:, None, None]
         return now.biases[window]
 
     def _grow(self) -> None:
