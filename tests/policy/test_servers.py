@@ -349,6 +349,16 @@ def test_weights_are_written_in_the_servers_type(base: Path, policy: Any, encode
     assert "lm_head.weight" not in written  # tied to the embedding, written once
 
 
+def test_a_policy_in_training_is_compared_without_its_dropout(
+    backbone: Callable[..., Path], encoder: Encoder, tmp_path: Path
+) -> None:
+    base = backbone("llama", 0.5)
+    policy = load_causal(base).train()
+    with serving(base, "vllm") as servers:
+        client(servers, encoder, tmp_path, tolerance=1e-5).load(policy, 0)
+    assert policy.training
+
+
 def test_weights_that_zero_3_holds_are_refused(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
     next(policy.parameters()).ds_id = 0  # what DeepSpeed marks them with
     with pytest.raises(ConfigError, match="ZeRO-3"):

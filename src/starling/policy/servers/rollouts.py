@@ -207,7 +207,6 @@ class ServerRollouts:
         try:
             if was_out and (problems := await self._look(connections, server, None)):  # started again, perhaps otherwise
                 raise Trouble(problems[0])
-            server.take_in()
             await self._fleet.insist(server, lambda s: self._dialect.update(connections, s, folder, self._label))
             problem = await self._fleet.insist(server, lambda s: self._dialect.reported(connections, s, folder, self._label))
             scores = await self._fleet.insist(server, lambda s: self._dialect.score(connections, s, self._probe, self._label))
