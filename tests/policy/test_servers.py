@@ -30,6 +30,7 @@ from starling.policy.servers import ServerRollouts, fleet, rollouts
 from starling.policy.servers.facts import unfit
 from starling.policy.servers.replies import whole
 from starling.policy.servers.vllm import release
+from starling.policy.servers.weights import whole_weights
 from starling.records import Sampling
 from starling.training.trained import TrainedPart
 from tests.fakes.rollout_server import RolloutServer
@@ -359,10 +360,10 @@ def test_a_policy_in_training_is_compared_without_its_dropout(
     assert policy.training
 
 
-def test_weights_that_zero_3_holds_are_refused(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
+def test_weights_that_zero_3_holds_are_refused(policy: Any) -> None:
     next(policy.parameters()).ds_id = 0  # what DeepSpeed marks them with
     with pytest.raises(ConfigError, match="ZeRO-3"):
-        ServerRollouts(settings("vllm", tmp_path, "http://127.0.0.1:1"), encoder).load(policy, 0)
+        whole_weights(policy, "bf16", keep=True)
 
 
 def test_only_the_first_process_writes(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
@@ -386,9 +387,8 @@ def test_a_place_for_weights_that_cannot_be_one(base: Path, policy: Any, encoder
     file.write_text("")
     with pytest.raises(ConfigError, match="no folder"):
         ServerRollouts(settings("vllm", file, "http://127.0.0.1:1"), encoder)
-    here = ServerRollouts(settings("vllm", file / "below", "http://127.0.0.1:1"), encoder)
-    with pytest.raises(EndpointError, match=r"cannot be written.*policy\.engine\.weights"):
-        here.load(policy, 0)
+    with serving(base, "vllm") as servers, pytest.raises(EndpointError, match=r"cannot be written.*policy\.engine\.weights"):
+        client(servers, encoder, file / "below").load(policy, 0)
 
 
 # ── servers that fail ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -668,6 +668,7 @@ def test_first_contact_says_what_is_wrong_and_what_cures_it(
         assert servers[0].url in str(error.value)
         with pytest.raises(EndpointError, match=words):
             here.load(policy, 0)
+        assert list(tmp_path.iterdir()) == []  # said before gigabytes are written
 
 
 def test_first_contact_names_every_server_that_is_not_there(base: Path, encoder: Encoder, tmp_path: Path) -> None:
