@@ -533,11 +533,15 @@ def put(ids: Any, logprobs: Any, **changes: Any) -> Sampled:
 
 
 def test_a_reply_ends_with_an_end_token_exactly_when_it_is_finished() -> None:
-    assert put([5, 2], [-1.0, -0.5]) == Sampled(ids=(5, 2), logprobs=(-1.0, -0.5), finished=True)
-    assert put([5], [-1.0, -0.5], matched=9) == Sampled(ids=(5, 9), logprobs=(-1.0, -0.5), finished=True)
-    assert put([], [-0.5], matched=2) == Sampled(ids=(2,), logprobs=(-0.5,), finished=True)
-    assert put([5], [-1.0, -0.5], end_ids=(2,)) == Sampled(ids=(5, 2), logprobs=(-1.0, -0.5), finished=True)
-    assert put([5, 6, 7, 8], [-1.0] * 4, stopped=False) == Sampled(ids=(5, 6, 7, 8), logprobs=(-1.0,) * 4, finished=False)
+    def parts(*args: Any, **changes: Any) -> tuple[Any, ...]:
+        drawn = put(*args, **changes)
+        return drawn.ids, drawn.logprobs, drawn.finished
+
+    assert parts([5, 2], [-1.0, -0.5]) == ((5, 2), (-1.0, -0.5), True)
+    assert parts([5], [-1.0, -0.5], matched=9) == ((5, 9), (-1.0, -0.5), True)
+    assert parts([], [-0.5], matched=2) == ((2,), (-0.5,), True)
+    assert parts([5], [-1.0, -0.5], end_ids=(2,)) == ((5, 2), (-1.0, -0.5), True)
+    assert parts([5, 6, 7, 8], [-1.0] * 4, stopped=False) == ((5, 6, 7, 8), (-1.0,) * 4, False)
     assert put([5, 6, 7, 2], [-1.0] * 4, stopped=False).finished  # the last token allowed is an end token
     assert put([5, 2], [-1.0, 5e-4]).logprobs == (-1.0, 0.0)  # rounding
 
