@@ -30,6 +30,7 @@ from starling.policy.servers import ServerRollouts, fleet, rollouts
 from starling.policy.servers.facts import unfit
 from starling.policy.servers.replies import whole
 from starling.policy.servers.vllm import release
+from starling.policy.servers.weights import whole_weights
 from starling.records import Sampling
 from starling.training.trained import TrainedPart
 from tests.fakes.rollout_server import RolloutServer
@@ -349,10 +350,20 @@ def test_weights_are_written_in_the_servers_type(base: Path, policy: Any, encode
     assert "lm_head.weight" not in written  # tied to the embedding, written once
 
 
-def test_weights_that_zero_3_holds_are_refused(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
+def test_a_policy_in_training_is_compared_without_its_dropout(
+    backbone: Callable[..., Path], encoder: Encoder, tmp_path: Path
+) -> None:
+    base = backbone("llama", 0.5)
+    policy = load_causal(base).train()
+    with serving(base, "vllm") as servers:
+        client(servers, encoder, tmp_path, tolerance=1e-5).load(policy, 0)
+    assert policy.training
+
+
+def test_weights_that_zero_3_holds_are_refused(policy: Any) -> None:
     next(policy.parameters()).ds_id = 0  # what DeepSpeed marks them with
     with pytest.raises(ConfigError, match="ZeRO-3"):
-        ServerRollouts(settings("vllm", tmp_path, "http://127.0.0.1:1"), encoder).load(policy, 0)
+        whole_weights(policy, "bf16", keep=True)
 
 
 def test_only_the_first_process_writes(base: Path, policy: Any, encoder: Encoder, tmp_path: Path) -> None:
@@ -376,9 +387,8 @@ def test_a_place_for_weights_that_cannot_be_one(base: Path, policy: Any, encoder
     file.write_text("")
     with pytest.raises(ConfigError, match="no folder"):
         ServerRollouts(settings("vllm", file, "http://127.0.0.1:1"), encoder)
-    here = ServerRollouts(settings("vllm", file / "below", "http://127.0.0.1:1"), encoder)
-    with pytest.raises(EndpointError, match=r"cannot be written.*policy\.engine\.weights"):
-        here.load(policy, 0)
+    with serving(base, "vllm") as servers, pytest.raises(EndpointError, match=r"cannot be written.*policy\.engine\.weights"):
+        client(servers, encoder, file / "below").load(policy, 0)
 
 
 # ── servers that fail ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -522,16 +532,16 @@ def put(ids: Any, logprobs: Any, **changes: Any) -> Sampled:
     return whole("http://u", ids, logprobs, **(plain | changes))
 
 
-def sampled(ids: tuple[int, ...], logprobs: tuple[float, ...], finished: bool) -> Sampled:
-    return Sampled(ids=ids, logprobs=logprobs, drawn_logprobs=logprobs, finished=finished)
-
-
 def test_a_reply_ends_with_an_end_token_exactly_when_it_is_finished() -> None:
-    assert put([5, 2], [-1.0, -0.5]) == sampled((5, 2), (-1.0, -0.5), True)
-    assert put([5], [-1.0, -0.5], matched=9) == sampled((5, 9), (-1.0, -0.5), True)
-    assert put([], [-0.5], matched=2) == sampled((2,), (-0.5,), True)
-    assert put([5], [-1.0, -0.5], end_ids=(2,)) == sampled((5, 2), (-1.0, -0.5), True)
-    assert put([5, 6, 7, 8], [-1.0] * 4, stopped=False) == sampled((5, 6, 7, 8), (-1.0,) * 4, False)
+    def parts(*args: Any, **changes: Any) -> tuple[Any, ...]:
+        drawn = put(*args, **changes)
+        return drawn.ids, drawn.logprobs, drawn.finished
+
+    assert parts([5, 2], [-1.0, -0.5]) == ((5, 2), (-1.0, -0.5), True)
+    assert parts([5], [-1.0, -0.5], matched=9) == ((5, 9), (-1.0, -0.5), True)
+    assert parts([], [-0.5], matched=2) == ((2,), (-0.5,), True)
+    assert parts([5], [-1.0, -0.5], end_ids=(2,)) == ((5, 2), (-1.0, -0.5), True)
+    assert parts([5, 6, 7, 8], [-1.0] * 4, stopped=False) == ((5, 6, 7, 8), (-1.0,) * 4, False)
     assert put([5, 6, 7, 2], [-1.0] * 4, stopped=False).finished  # the last token allowed is an end token
     assert put([5, 2], [-1.0, 5e-4]).logprobs == (-1.0, 0.0)  # rounding
 
@@ -662,6 +672,7 @@ def test_first_contact_says_what_is_wrong_and_what_cures_it(
         assert servers[0].url in str(error.value)
         with pytest.raises(EndpointError, match=words):
             here.load(policy, 0)
+        assert list(tmp_path.iterdir()) == []  # said before gigabytes are written
 
 
 def test_first_contact_names_every_server_that_is_not_there(base: Path, encoder: Encoder, tmp_path: Path) -> None:

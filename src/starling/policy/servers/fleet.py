@@ -71,7 +71,7 @@ class Refused(Exception):
 
 def pause_of(failures: int, wait_s: float) -> float:
     """Seconds after so many failures in a row; what the server asks for (Retry-After) is heard, within reason."""
-    return min(LONGEST_PAUSE_S, max(wait_s, PAUSE_S * 2 ** (failures - 1)))
+    return min(LONGEST_PAUSE_S, max(wait_s, PAUSE_S * 2.0 ** (failures - 1)))
 
 
 @dataclass(eq=False)

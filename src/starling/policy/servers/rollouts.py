@@ -183,6 +183,8 @@ class ServerRollouts:
             EndpointError: the folder cannot be written, no server can be reached, one cannot load the weights, or one goes on
                 with others. A server that does not answer is left out until the next call; the others take its share.
         """
+        if self._first and not self._met:
+            run_loop(self._check(None))  # before gigabytes are written
         training = self._training_scores(policy)
         tensors = whole_weights(policy, self._settings.dtype, keep=self._first)
         identity = content_hash([version, training], 16)
@@ -196,8 +198,6 @@ class ServerRollouts:
         remove_others(folder)
 
     async def _load(self, folder: Path, training: tuple[float, ...]) -> None:
-        if not self._met:
-            await self._check(None)
         async with self._connections() as connections:
             await together(self._renew(connections, server, folder, training) for server in self._fleet.servers)
         if not self._fleet.alive:
@@ -212,7 +212,6 @@ class ServerRollouts:
         try:
             if was_out and (problems := await self._look(connections, server, None)):  # started again, perhaps otherwise
                 raise Trouble(problems[0])
-            server.take_in()
             await self._fleet.insist(server, lambda s: self._dialect.update(connections, s, folder, self._label))
             problem = await self._fleet.insist(server, lambda s: self._dialect.reported(connections, s, folder, self._label))
             scores = await self._fleet.insist(server, lambda s: self._dialect.score(connections, s, self._probe, self._label))
