@@ -82,8 +82,11 @@ class Evaluation:
         if self.monitor is not None:
             seen = [self.monitor([r.prompt], [r.text], [r.finished]) for r in rows]
             others |= {name: np.array([one[name] for one in seen]).reshape(shape) for name in seen[0]}
-        if engine.first:
-            write_reference(folder, self.settings.guard, lambda n: (scores, others))
+        if engine.first:  # a kill leaves the whole file or none
+            draft = folder / ".best-of-n"
+            write_reference(draft, self.settings.guard, lambda n: (scores, others))
+            (draft / BEST_OF_N_FILE).replace(folder / BEST_OF_N_FILE)
+            draft.rmdir()
         engine.wait()
 
     def _sample(

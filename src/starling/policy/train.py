@@ -110,7 +110,7 @@ def train(
     """
     if not prompts:
         raise InputError("There are no prompts to tune the policy on", where="policy stage", cure="check the prompts stage")
-    require(settings.trackers)
+    require(settings.trackers, "policy.trackers")
     set_determinism(seed)
     tuning = _Tuning(prompts, validation, base, reward, work, settings, seed, monitor)
     shown = open_trackers(settings.trackers, tracking or out.parent / "tracking", "policy", tuning.chosen) if tuning.first else []

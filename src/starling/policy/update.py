@@ -243,7 +243,8 @@ class _Step:
             }
             for i in index
         ]
-        kept = self.engine.gathered(rows)
+        gathered = self.engine.gathered(rows)
+        kept = list({(row["prompt_id"], *row["ids"]): row for row in gathered}.values())  # all name all if it is the gradient
         names = list(dict.fromkeys(row["prompt_id"] for row in rows))
         where = f"iteration {self.iteration}, step {number}; prompts {', '.join(str(name) for name in names[:4])}"
         refuse(

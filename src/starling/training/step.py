@@ -129,8 +129,8 @@ def agreed(engine: Engine, losses: Sequence[torch.Tensor], full: bool, asked_to_
 
 
 def refuse(engine: Engine, folder: Path, names: Sequence[str], what: str, where: str, further: Mapping[str, Any]) -> NoReturn:
-    """Say which prompts a step was refused over, and stop; all processes together, each with its own names."""
-    found = engine.gathered(list(names))
+    """Say which prompts a step was refused over, and stop; all processes together, each with its own."""
+    found = list(dict.fromkeys(engine.gathered(list(names))))
     path = folder / "non_finite.json"
     if engine.first:
         path.write_text(json.dumps({**further, "prompt_ids": found}, indent=1), encoding="utf-8")
