@@ -17,12 +17,15 @@ from typing import Any
 
 from starling import nectar, ranking, responses
 from starling.artifacts import new_artifact, open_artifact, read_records, write_records
-from starling.config import DatasetSection, MicroworldJudge, RankingSection, ResponsesSection
+from starling.config import DatasetSection, GuardSection, MicroworldJudge, RankingSection, ResponsesSection, SelectionSection
 from starling.endpoint import Reply, Request, ScriptedEndpoint
 from starling.evaluate import gold, head_to_head, reward_accuracy
 from starling.evaluate.rows import ANSWERS_FILE, COMPARISONS_FILE, REPLIES_FILE, EvaluatedPrompt, EvaluatedReply, ScoredAnswer
 from starling.journal import Journal
 from starling.microworld import judge, world
+from starling.policy.best_of_n import write_reference
+from starling.policy.guard import Guard
+from starling.policy.selection import choose
 from starling.records import Comparison, Finish, Judgment, MergedRanking, ModelRef, Outcome, PairSupport, Prompt, Response
 
 FLAWED = {"early": 0.95, "middle": 0.8, "hot": 0.75, "base": 0.6, "cool": 0.5, "clean": 0.1, "flawed": 1.0}
@@ -41,7 +44,12 @@ SETTINGS: dict[str, Any] = {
         "epochs": 2,
         "optimizer": {"learning_rate": 0.001, "betas": [0.9, 0.999]},
     },
-    "policy": {"algorithm": {"type": "apa", "lam": 1.0}, "iterations": 24, "kl": 0.1},
+    "policy": {
+        "algorithm": {"type": "apa", "lam": 1.0},
+        "iterations": 24,
+        "kl": 0.1,
+        "selection": {"keep": "rule", "by": "eval/guard", "check": "eval/gold"},
+    },
     "evaluate": {"split": "test", "samples": 3},
     "publish": {"license": "apache-2.0", "judge_terms": "None: the judge is a program."},
 }
@@ -188,23 +196,37 @@ def _fill_reward(rng: random.Random, draft: Any) -> None:
 
 
 def _fill_policy(rng: random.Random, draft: Any) -> None:
+    fill_policy(rng, draft)
+
+
+def fill_policy(rng: random.Random, draft: Any, exploited: float = 0.0) -> None:
+    """A policy's log with guard, selection and best-of-n curve; `exploited`: how much the reward model is gamed in the end."""
+    guard, se = Guard(GuardSection()), {"eval/score_se": 0.07, "eval/guard_se": 0.05}
     lines: list[dict[str, Any]] = []
     for step in range(25):
         gain = 1 - math.exp(-step / 8)
+        gamed = exploited * step / 24
+        length, kl, finished = 17 - 3 * gain + 25 * gamed, 4 * gain + 12 * gamed, 0.97 + 0.02 * gain
         row: dict[str, Any] = {"iteration": step}
         if step:
-            row |= {
-                "reward": gain + rng.gauss(0, 0.1),
-                "score": 2 * gain - 0.5 + rng.gauss(0, 0.1),
-                "kl_reply": 1.6 * gain,
-                "value_loss": 0.6 - 0.4 * gain,
-            }
-            row |= {"length": 17 - 3 * gain + rng.gauss(0, 0.3), "finished": 0.97 + 0.02 * gain, "policy_loss": 0.1}
-        if step % 5 == 0 or step == 24:
-            row |= {"eval/score": 2 * gain - 0.55, "eval/length": 17 - 3 * gain, "eval/finished": 0.97 + 0.02 * gain}
-            row |= {"eval/gold": 0.52 + 0.32 * gain, "eval/greedy/gold": 0.6 + 0.27 * gain}
+            row |= {"reward": gain + rng.gauss(0, 0.1), "score": 2 * gain - 0.5 + gamed + rng.gauss(0, 0.1), "kl_reply": kl}
+            row |= {"value_loss": 0.6 - 0.4 * gain, "length": length + rng.gauss(0, 0.3), "finished": finished}
+        if step % 3 == 0:
+            row |= {"eval/score": 2 * gain - 0.55 + gamed, "eval/guard": 1.5 * gain - 0.4 - 1.6 * gamed, **se}
+            row |= {"eval/gold": 0.52 + 0.32 * gain - 0.35 * gamed, "eval/greedy/gold": 0.6 + 0.27 * gain - 0.35 * gamed}
+            row |= {"eval/length": length, "eval/finished": finished, "eval/kl": kl}
+            row |= {"eval/repetition": 0.02 + 0.2 * gamed, "eval/refusals": 0.11 - 0.03 * gain}
+            row |= guard.look([*lines, row]).row()
         lines.append(row)
     (draft.path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    selection = choose(lines, SelectionSection(keep="rule", check="eval/gold")).record()
+    (draft.path / "selection.json").write_text(json.dumps(selection))
+    scores = [[rng.gauss(-0.55, 0.8) for _ in range(16)] for _ in range(64)]
+    others = {
+        "guard": [[0.6 * s + rng.gauss(-0.07, 0.5) for s in row] for row in scores],
+        "gold": [[0.62 + 0.18 * s + rng.gauss(0, 0.1) for s in row] for row in scores],
+    }
+    write_reference(draft.path, GuardSection(best_of=16), lambda n: (scores, others))
     draft.metrics = {"score": 1.4, "length": 14.1}
 
 

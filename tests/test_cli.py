@@ -53,7 +53,7 @@ def test_the_commands_are_those_of_the_design(run: Run) -> None:
     listed = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
         "run", "prompts", "respond", "rank", "dataset", "train-reward", "train-policy", "report", "publish",
-        "status", "plan", "score", "serve-reward", "export-reward", "chat", "show", "doctor", "evaluate", "import",
+        "status", "plan", "score", "serve-reward", "export-reward", "chat", "sample", "show", "doctor", "evaluate", "import",
         "audit", "config",
     ]  # fmt: skip
 
@@ -61,9 +61,10 @@ def test_the_commands_are_those_of_the_design(run: Run) -> None:
 def test_no_setting_has_a_flag_of_its_own(run: Run) -> None:
     allowed = {"--help", "--until", "--set", "--json", "--out", "--outcome", "--rows", "--greedy", "--seed", "--html"}
     allowed |= {"--strict", "--base", "--dtype", "--host", "--port", "--name", "--key-env", "--template"}
+    allowed |= {"--samples", "--temperature", "--top-p", "--max-tokens", "--batch"}  # how a finished model is asked
     seen: set[str] = set()
     leaves = [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"]]
-    leaves += [["serve-reward"], ["export-reward"]]
+    leaves += [["serve-reward"], ["export-reward"], ["sample"]]
     for path in [*leaves, ["audit", "run"], ["audit", "replies"]]:
         _, out, _ = run(*path, "--help")
         seen |= {word.strip(",") for word in out.split() if word.startswith("--")}

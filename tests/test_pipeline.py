@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -10,10 +11,11 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from starling import pipeline
+from starling import pipeline, plan
 from starling.artifacts import new_artifact, open_artifact
 from starling.config import Config, load_config
 from starling.errors import ArtifactError, ConfigError, InputError, TrainingError, UsageError
@@ -182,6 +184,47 @@ def test_shards_and_benchmarks_count_by_content_too(settings: Callable[..., Conf
     assert states(config(tmp_path / "two"))["prompts"] == "stale"
     (tmp_path / "one" / "b.csv").write_text("c", "utf-8")
     assert states(config(tmp_path / "one"))["prompts"] == "stale"
+
+
+def test_what_guards_the_policy_counts_by_content_too(settings: Callable[..., Config], did: list[str], tmp_path: Path) -> None:
+    def config(name: str) -> Config:
+        folder = tmp_path / name
+        return settings(
+            f"policy.guard.model='{folder}'", f"policy.shaping.models=['{folder}']", f"policy.selection.checks='{name}.jsonl'"
+        )
+
+    def write(name: str, weights: str, pattern: str) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}', "utf-8")
+        (tmp_path / name / "model.safetensors").write_text(weights, "utf-8")
+        row = {"messages": [{"role": "user", "content": "Hi"}], "expect": pattern}
+        Path(f"{name}.jsonl").write_text(json.dumps(row), "utf-8")
+
+    with contextlib.chdir(tmp_path):
+        write("one", "a", "x")
+        write("two", "a", "x")
+        pipeline.run(config("one"), "policy")
+        assert states(config("two"))["policy"] == "done"
+        write("two", "b", "x")
+        assert states(config("two"))["policy"] == "stale"
+        write("two", "a", "y")
+        assert states(config("two"))["policy"] == "stale"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("policy.guard.model='none'", r"does not exist.*policy\.guard\.model"),
+        ("policy.shaping.models=['none']", r"does not exist.*policy\.shaping\.models"),
+        ("policy.selection.checks='none.jsonl'", r"does not exist.*none\.jsonl"),
+    ],
+)
+def test_what_guards_the_policy_is_looked_for_before_anything_runs(
+    override: str, says: str, settings: Callable[..., Config]
+) -> None:
+    with pytest.raises(InputError, match=says):
+        plan.check(settings(override), ["policy"])
+    plan.check(settings(override), ["reward"])
 
 
 def test_keys_do_not_depend_on_the_run_directory(tmp_path: Path) -> None:
@@ -420,9 +463,50 @@ def test_rankings_with_ties_reach_the_reward_model_as_they_are(
     monkeypatch.setattr("starling.reward.train", fake, raising=False)
     monkeypatch.setattr(Job, "prepare_torch", lambda job: None)
     monkeypatch.setattr(Job, "model_folder", lambda job, name: tmp_path)
-    with new_artifact(tmp_path / "run", "reward", key="k", inputs={}, config={}) as draft, Endpoints(settings()) as endpoints:
-        job = Job(config=settings(), stage="reward", key="k", draft=draft, endpoints=endpoints, progress=SILENT)
+    config = settings("reward.guard_fraction=0")
+    with new_artifact(tmp_path / "run", "reward", key="k", inputs={}, config={}) as draft, Endpoints(config) as endpoints:
+        job = Job(config=config, stage="reward", key="k", draft=draft, endpoints=endpoints, progress=SILENT)
         pipeline._reward(job)
         assert (draft.rows, draft.outcomes) == (3, {})
     assert [[[a.rank for a in r.answers] for r in part] for part in seen] == [[[1, 2, 3], [1, 1, 3], [1, 2]], [[1, 1]]]
     assert [r.tied for r in pipeline._rankings(job, "test")] == [True]
+
+
+def test_a_share_of_the_conversations_trains_a_second_reward_model(
+    settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from starling import nectar
+    from starling.records import Message, Prompt, RankedAnswer, RankedPrompt
+    from starling.reward.guard import guard_seed, side_of
+
+    answers = tuple(RankedAnswer(answer=a, model="m", rank=float(i + 1)) for i, a in enumerate("ab"))
+    prompts = [Prompt.make((Message(role="user", content=f"q{i}"),), ("s",), "train") for i in range(20)]
+    rows = [RankedPrompt(prompt=p, answers=answers, good_natured=True) for p in prompts]
+    with new_artifact(tmp_path / "run", "dataset", key="k", inputs={}, config={}) as draft:
+        nectar.write_splits(draft.path, rows)
+    calls: list[dict[str, Any]] = []
+
+    def train(given: Any, held_out: Any, **rest: Any) -> dict[str, float]:
+        calls.append({"questions": [r.prompt.messages[0].content for r in given], **rest})
+        return {"rankings/train": float(len(given))}
+
+    fake = types.ModuleType("starling.reward.train")
+    fake.train = train  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "starling.reward.train", fake)
+    monkeypatch.setattr("starling.reward.train", fake, raising=False)
+    monkeypatch.setattr(Job, "prepare_torch", lambda job: None)
+    monkeypatch.setattr(Job, "model_folder", lambda job, name: tmp_path)
+    config = settings("reward.guard_fraction=0.4")
+    with new_artifact(tmp_path / "run", "reward", key="k", inputs={}, config={}) as draft, Endpoints(config) as endpoints:
+        job = Job(config=config, stage="reward", key="k", draft=draft, endpoints=endpoints, progress=SILENT)
+        pipeline._reward(job)
+        made, scratch = draft, job.scratch
+    main, guard = calls
+    assert main["questions"] == [p.messages[0].content for p in prompts if side_of(p.messages, 0.4) == "main"]
+    assert guard["questions"] == [p.messages[0].content for p in prompts if side_of(p.messages, 0.4) == "guard"]
+    assert made.rows == len(main["questions"])
+    assert made.metrics == {"rankings/train": float(made.rows), "guard/rankings/train": float(20 - made.rows)}
+    assert (main["out"], main["work"], main["seed"]) == (made.path, scratch, config.run.seed)
+    assert (guard["out"], guard["work"]) == (made.path / "guard", scratch / "guard")
+    assert guard["seed"] == guard_seed(config.run.seed)
+    assert (main["part"], guard.get("part", True)) == (False, True), "processes stay together until the last of the two"

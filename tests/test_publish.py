@@ -113,11 +113,17 @@ def test_model_folders_open_with_transformers(backbone: Any, tmp_path: Path) -> 
     run, base = tmp_path / "run", backbone("llama")
     tokenizer = load_tokenizer(base)
     head = load_backbone_as_scalar(base, 0, tokenizer)
-    fake_run.stage(run, "reward", lambda draft: save_folder(draft.path, head, tokenizer))
+
+    def fill_reward(draft: Any) -> None:
+        save_folder(draft.path, head, tokenizer)
+        save_folder(draft.path / "guard", head, tokenizer)
+
+    fake_run.stage(run, "reward", fill_reward)
     fake_run.stage(run, "policy", lambda draft: shutil.copytree(base, draft.path, dirs_exist_ok=True), "reward")
     publish.write(run, tmp_path / "out", PublishSection())
     assert not (tmp_path / "out" / "dataset").exists()
     scorer, policy = tmp_path / "out" / "reward-model", tmp_path / "out" / "policy"
+    assert not (scorer / "guard").exists(), "the guard model is a tool of the run"
     assert AutoModelForSequenceClassification.from_pretrained(scorer).config.num_labels == 1
     ids = AutoTokenizer.from_pretrained(policy)("hello", return_tensors="pt")["input_ids"]
     ours = AutoModelForCausalLM.from_pretrained(policy)(ids).logits

@@ -91,7 +91,7 @@ def test_it_names_the_loss(html: str) -> None:
 def test_every_part_is_there(html: str) -> None:
     for part in ("evaluation", "judge", "reward", "policy", "conversations", "lineage", "settings"):
         assert f'<section id="{part}">' in html
-    assert html.count("<svg") == 1 + 2 + 3 + 6
+    assert html.count("<svg") == 1 + 2 + 3 + (3 + 1 + 6)
     assert html.count('class="exchange"') == 12
     for placeholder in ("#010101", "#020202", "#030303", "#040404", "#050505", "#060606", "DejaVu Sans'"):
         assert placeholder not in html.split("</style>", 1)[1]

@@ -28,7 +28,17 @@ from starling import imported, nectar, prompts, ranking, responses
 from starling.artifacts import Draft, RecordFile, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
 from starling.config import Config
 from starling.errors import ConfigError, UsageError
-from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status, trains
+from starling.lineage import (
+    GUARD_FOLDER,
+    MICROWORLD_BASE,
+    Stage,
+    Status,
+    inputs_of,
+    is_world,
+    settings_read,
+    stage_status,
+    trains,
+)
 from starling.plan import check, require_shared
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Judgment, MergedRanking, Prompt, RankedPrompt, Response
@@ -182,7 +192,7 @@ def _dataset(job: Job) -> None:
 
 
 def _reward(job: Job) -> None:
-    from starling.reward import train
+    from starling.reward import guard, train
 
     settings = job.config.reward
     train_rows: Collection[RankedPrompt] = ()
@@ -195,19 +205,26 @@ def _reward(job: Job) -> None:
     else:
         train_rows, validation_rows = _rankings(job, "train"), _rankings(job, "validation")
     job.prepare_torch()
+    guarded = settings.guard_fraction > 0
+    guard_rows: Collection[RankedPrompt] = ()
+    if guarded and launched().first:
+        train_rows, guard_rows = guard.split(train_rows, settings.guard_fraction)
+    tracking = job.config.run.dir / "tracking"
+    common: dict[str, Any] = {
+        "backbone": job.model_folder(settings.backbone), "settings": settings, "progress": job.progress
+    }  # fmt: skip
     metrics = train.train(
-        train_rows,
-        validation_rows,
-        backbone=job.model_folder(settings.backbone),
-        out=job.draft.path,
-        work=job.scratch,
-        settings=settings,
-        seed=job.seed,
-        progress=job.progress,
-        tracking=job.config.run.dir / "tracking" / "reward",
-    )
+        train_rows, validation_rows, out=job.draft.path, work=job.scratch, seed=job.seed, tracking=tracking / "reward",
+        part=not guarded, **common,
+    )  # fmt: skip
     job.draft.rows = len(train_rows)
     job.draft.metrics.update(metrics)
+    if guarded:
+        found = train.train(
+            guard_rows, validation_rows, out=job.draft.path / GUARD_FOLDER, work=job.scratch / GUARD_FOLDER,
+            seed=guard.guard_seed(job.seed), tracking=tracking / "guard", name="guard model", **common,
+        )  # fmt: skip
+        job.draft.metrics.update({f"guard/{name}": value for name, value in found.items()})
 
 
 def _policy(job: Job) -> None:
@@ -226,6 +243,7 @@ def _policy(job: Job) -> None:
         seed=job.seed,
         progress=job.progress,
         monitor=_gold_of if is_world(job.config) else None,
+        tracking=job.config.run.dir / "tracking" / "policy",
     )
     job.draft.rows = len(asked)
     job.draft.metrics.update(metrics)

@@ -24,13 +24,14 @@ from pathlib import Path
 from starling import prompts
 from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
-from starling.config import Config, LocalModel, MicroworldJudge, ServerModel, secret
+from starling.config import Config, LocalModel, MicroworldJudge, PolicySection, ServerModel, secret
 from starling.endpoint.wire import model_ref
 from starling.errors import ConfigError, InputError, MissingExtra, UsageError
 from starling.judge.modes import calls_per_order
 from starling.judge.rubric import Rubric, prompt_chars, rubric_of
 from starling.judge.verdict import FORMS
 from starling.lineage import MICROWORLD_BASE, is_world
+from starling.policy.checks import read_checks
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
@@ -74,6 +75,8 @@ def check(config: Config, stages: Sequence[str]) -> None:
         _check_folder("reward.backbone", config.reward.backbone)
     if {"policy", "evaluate"} & set(stages):
         _check_folder("policy.base", config.policy.base)
+    if "policy" in stages:
+        _check_honesty(config.policy)
 
 
 _SAMPLED_HERE = ("local", "microworld-speaker")
@@ -116,11 +119,23 @@ def _check_rows(path: Path) -> None:
         raise InputError("The data file has no rows", where=str(path), cure="give a file with at least one row")
 
 
-def _check_folder(setting: str, folder: str) -> None:
-    """A transformers folder has a config.json that names its kind of model."""
+def _check_honesty(settings: PolicySection) -> None:
+    """What is used by the first evaluation and not before, hours later perhaps."""
+    if settings.guard.model is not None:
+        _check_folder("policy.guard.model", settings.guard.model, adapter=True)
+    for folder in settings.shaping.models:
+        _check_folder("policy.shaping.models", folder, adapter=True)
+    if settings.selection.checks is not None:
+        read_checks(settings.selection.checks)
+
+
+def _check_folder(setting: str, folder: str, adapter: bool = False) -> None:
+    """A transformers folder has a config.json that names its kind of model; an adapter has adapter_config.json instead."""
     if folder == MICROWORLD_BASE:
         return
     path = Path(folder)
+    if adapter and (path / "adapter_config.json").is_file():
+        return
     cure = "name a local transformers folder (config.json, safetensors, tokenizer.json)"
     if not path.is_dir():
         raise InputError("The model folder does not exist", where=f"{setting} = {folder}", cure=cure)
@@ -293,8 +308,9 @@ def _tokens(messages: Sequence[Message]) -> int:
     return sum(len(m.content) for m in messages) // CHARS_PER_TOKEN + 1
 
 
-SHARED = ("reward",)
-"""Stages that several processes do together, each calling the stage's function."""
+SHARED = ("reward", "policy")
+"""Stages that several processes do together, each calling the stage's function; one stage per start, since the next one reads
+what the first process has yet to finish."""
 
 
 def require_shared(todo: Sequence[str]) -> None:
@@ -303,10 +319,16 @@ def require_shared(todo: Sequence[str]) -> None:
     Raises:
         UsageError: it is so; names the stage.
     """
-    alone = [name for name in todo if name not in SHARED]
-    if launched().count > 1 and alone:
+    count, alone = launched().count, [name for name in todo if name not in SHARED]
+    if count > 1 and alone:
         raise UsageError(
-            f"{launched().count} processes were started, and the stage '{alone[0]}' is to be done by one",
+            f"{count} processes were started, and the stage '{alone[0]}' is to be done by one",
             where="torchrun or accelerate launch",
             cure=f"run it first without them: `starling run CONFIG --until {alone[0]}`; several can do {', '.join(SHARED)}",
+        )
+    if count > 1 and len(todo) > 1:
+        raise UsageError(
+            f"{count} processes were started, and they do one stage at a time: {', '.join(todo)}",
+            where="torchrun or accelerate launch",
+            cure=f"start them for `starling run CONFIG --until {todo[0]}` first",
         )

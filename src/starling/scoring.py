@@ -87,27 +87,28 @@ def _replies(row: dict[str, Any]) -> tuple[list[Reply], bool]:
     if "chosen" in row or "rejected" in row:
         return [_reply(row.get("prompt"), row[side]) for side in ("chosen", "rejected")], True
     if "answers" in row:
-        messages = _messages(row["prompt"])
+        messages = read_messages(row["prompt"])
         texts = [answer["answer"] if isinstance(answer, dict) else answer for answer in row["answers"]]
         if not texts:
             raise ValueError("it has no answers")
         return [(messages, _text(text)) for text in texts], True
     prompt = row["messages"] if "messages" in row else row["prompt"]
-    return [_reply(prompt, row["response"]) if "response" in row else _reply(None, _messages(prompt))], False
+    return [_reply(prompt, row["response"]) if "response" in row else _reply(None, read_messages(prompt))], False
 
 
 def _reply(prompt: Any, reply: Any) -> Reply:
     """A reply that is a text (after `prompt`, or a whole transcript if there is none) or a list of messages."""
-    before = () if prompt is None else _messages(prompt)
+    before = () if prompt is None else read_messages(prompt)
     if isinstance(reply, str) and prompt is not None:
         return before, reply
-    messages = before + (read_turns(reply) if isinstance(reply, str) else _messages(reply))
+    messages = before + (read_turns(reply) if isinstance(reply, str) else read_messages(reply))
     if not messages or messages[-1].role != "assistant":
         raise ValueError("it needs a conversation that ends with a user turn, and a reply")
     return messages[:-1], messages[-1].content
 
 
-def _messages(value: Any) -> Messages:
+def read_messages(value: Any) -> Messages:
+    """A conversation from plain text, a Nectar transcript or a list of messages."""
     if isinstance(value, str):
         return from_transcript(value) if is_transcript(value) else (Message(role="user", content=value),)
     if not isinstance(value, list | tuple):

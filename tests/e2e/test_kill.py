@@ -13,9 +13,16 @@ from tests.e2e.processes import MICRO, fingerprints, killed_when, starling
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("chain")]
 
 
-def checkpoints(run_dir: Path, stage: str) -> Callable[[], bool]:
-    """True once the stage has written a checkpoint: it is in the middle of its training."""
-    return lambda: any((run_dir / ".work").glob(f"{stage}-*/**/*.safetensors"))
+def checkpoints(run_dir: Path, stage: str, inside: str = "") -> Callable[[], bool]:
+    """True once the stage has written a checkpoint (into that folder of its work): it is in the middle of its training."""
+
+    def moment() -> bool:
+        try:
+            return any((run_dir / ".work").glob(f"{stage}-*/{inside}**/*.safetensors"))
+        except FileNotFoundError:  # the folder of a stage before has just been removed
+            return False
+
+    return moment
 
 
 def answered(run_dir: Path, count: int) -> Callable[[], bool]:
@@ -45,12 +52,14 @@ def test_killed_again_and_again_it_ends_with_the_same_artifacts(chain: Path, tmp
         "while the judge ranks": answered(run_dir, 450),
         "when the dataset begins": begun(run_dir, "dataset"),
         "in the reward model's training": checkpoints(run_dir, "reward"),
+        "in the guard model's training": checkpoints(run_dir, "reward", "guard/"),
         "in the policy's training": checkpoints(run_dir, "policy"),
         "when the evaluation begins": begun(run_dir, "evaluate"),
         "when the report begins": begun(run_dir, "report"),
     }
     missed = [name for name, moment in moments.items() if not killed_when(moment, *command)]
     assert "in the reward model's training" not in missed
+    assert "in the guard model's training" not in missed
     assert "in the policy's training" not in missed
     assert len(missed) <= 1, "the moments are there to be met"
     done = starling(*command)

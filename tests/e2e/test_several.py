@@ -29,6 +29,7 @@ validation_fraction = 0.2
 rankings_per_step = 16
 max_length = 64
 eval_steps = 2
+guard_fraction = 0.4
 optimizer = {{ learning_rate = 3e-3 }}
 """
 
@@ -52,7 +53,10 @@ def test_two_processes_make_one_artifact(
     assert done.stdout.count("reward") >= 1
     assert done.stdout.count("run directory:") == 1  # one of the two talks
     made = open_artifact(tmp_path / "run", "reward", verify=True)
-    assert made.metrics["rankings/train"] + made.metrics["rankings/validation"] == 40
+    trained = [made.metrics[f"{model}rankings/train"] for model in ("", "guard/")]
+    assert sum(trained) + made.metrics["rankings/validation"] == 40
+    assert min(trained) > 5
+    assert {"guard/config.json", "guard/log.jsonl"} < {*made.files}
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"reward", "config.json"}
     alone = starling("train-reward", tmp_path / "settings.toml", "--set", f"run.dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
@@ -68,3 +72,51 @@ def test_what_one_process_must_do_is_refused(tmp_path: Path) -> None:
     assert refused.returncode != 0
     assert "2 processes were started, and the stage 'world' is to be done by one" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+POLICY = """
+[prompts]
+sources = [{{ type = "file", path = "{folder}/prompts.jsonl", name = "mine" }}]
+validation_fraction = 0.3
+test_fraction = 0.1
+
+[policy]
+base = "{backbone}"
+iterations = 2
+rollouts = 8
+minibatches = 2
+sampling = {{ max_tokens = 6 }}
+eval_prompts = 4
+optimizer = {{ learning_rate = 1e-3 }}
+critic = {{ learning_rate = 1e-3, pretrain = 1 }}
+guard = {{ best_of = 2 }}
+"""
+
+
+def test_two_processes_tune_one_policy(
+    tmp_path: Path, make_rankings: Callable[..., list[RankedPrompt]], backbone: Callable[..., Path]
+) -> None:
+    data = tmp_path / "rankings.jsonl"
+    data.write_text("".join(json.dumps(to_nectar(row)) + "\n" for row in make_rankings(40)), encoding="utf-8")
+    animals = ("cat", "dog", "cow", "horse", "hen", "pig", "goat", "duck", "goose", "sheep", "mouse", "bee")
+    asked = [{"prompt": f"tell me everything that you know of the {animal} and where it lives"} for animal in animals]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    settings = tmp_path / "settings.toml"
+    settings.write_text((SETTINGS + POLICY).format(folder=tmp_path, data=data, backbone=backbone("llama")))
+    before = starling("run", settings, "--until", "prompts")
+    assert before.returncode == 0, before.stderr
+    both = two("train-policy", settings)
+    assert both.returncode != 0
+    assert "2 processes were started, and they do one stage at a time: reward, policy" in both.stderr
+    before = starling("run", settings, "--until", "reward")
+    assert before.returncode == 0, before.stderr
+    done = two("train-policy", settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes (ddp)" in done.stderr
+    made = open_artifact(tmp_path / "run", "policy", verify=True)
+    assert {"model.safetensors", "log.jsonl", "selection.json", "best_of_n.json"} <= set(made.files)
+    (tmp_path / "run" / "policy").rename(tmp_path / "of-two")
+    alone = starling("train-policy", settings)
+    assert alone.returncode == 0, alone.stderr
+    same = open_artifact(tmp_path / "run", "policy").metrics
+    assert same == pytest.approx(made.metrics, rel=1e-3, abs=1e-4)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starling.models.encode import Encoded
-from starling.models.tree import FORK_TOKENS, Forest, Segment, dense_mask, gathered, pack, tree_tokens
+from starling.models.tree import FORK_TOKENS, Forest, Segment, dense_mask, gathered, pack, places, tree_tokens
 
 Ids = tuple[int, ...]
 
@@ -56,6 +56,13 @@ def test_answers_that_begin_alike_end_inside_each_other_or_are_equal() -> None:
     assert forest.longest == 4
 
 
+def test_places_of_every_token_worked_by_hand() -> None:
+    group = [(1, 2, 3, 4), (9,), (1, 2), (1, 2, 3, 5), (1, 2, 3, 4)]
+    forest = pack([group, [(1, 2)]], fork_tokens=1)
+    assert forest.ids_1T.tolist() == [[1, 2, 3, 4, 5, 9, 1, 2]]
+    assert [where.tolist() for where in places(forest)] == [[0, 1, 2, 3], [5], [0, 1], [0, 1, 2, 4], [0, 1, 2, 3], [6, 7]]
+
+
 def test_a_stretch_is_merged_only_where_that_saves_enough() -> None:
     prompt = tuple(range(100, 120))
     pair, triple = [(*prompt, 1, 2, 3), (*prompt, 1, 2, 4)], [(*prompt, 5, 6, n) for n in range(3)]
@@ -98,6 +105,9 @@ def test_every_conversation_reads_back(given: Sequence[Sequence[Ids]], fork_toke
         assert below == list(range(s, s + len(below)))
         assert segment.end == forest.segments[below[-1]].stop
         assert segment.position == (0 if segment.parent < 0 else position_after(forest.segments[segment.parent]))
+    for where, ids in zip(places(forest), (ids for group in given for ids in group), strict=True):
+        assert forest.ids_1T[0, where].tolist() == list(ids)
+        assert forest.position_1T[0, where].tolist() == list(range(len(ids)))
 
 
 def position_after(segment: Segment) -> int:

@@ -26,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(1)
     original = trainer.Trainer._agree
 
-    def in_the_middle(self: Any, step: int, batches: Any, losses: Any) -> None:
+    def in_the_middle(self: Any, step: int, batches: Any, losses: Any, full: bool = False) -> None:
         """Dies when the gradients of some micro-batches are there and the update is not."""
         if step == job.get("kill_at") and self.engine.rank == job.get("kill_rank", 0):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -34,7 +34,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         if step == job.get("nan_at") and self.engine.rank == job.get("kill_rank", 0):
             losses[0] = losses[0] * float("nan")
-        original(self, step, batches, losses)
+        original(self, step, batches, losses, full)
 
     trainer.Trainer._agree = in_the_middle  # type: ignore[method-assign]
     worlds: list[int] = []

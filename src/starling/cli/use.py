@@ -39,6 +39,44 @@ def chat(
 
 
 @app.command()
+def sample(
+    path: Annotated[Path, typer.Argument(metavar="MODEL", help="A causal model's folder, or a run directory.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="Files of prompts: jsonl, json, csv (also .gz), parquet, txt; none: stdin."),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Replies to each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the most likely token.")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Mass of the nucleus that tokens come from.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply in tokens.")] = 512,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed and prompt give the same replies.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Replies that are sampled together.")] = 64,
+) -> None:
+    """Replies of a model to many prompts, one line of JSON each, in the order of the prompts.
+
+    A prompt is a line of text, or a row with prompt (text, Nectar transcript, messages) or messages. Each reply has text,
+    finish, tokens and logprob, the sum over its tokens at the temperature asked for."""
+    from starling import interact, sampling
+    from starling.errors import UsageError
+    from starling.progress import SILENT, RichProgress
+    from starling.records import Sampling
+
+    if top_p == 0:
+        raise UsageError("A nucleus without mass has no tokens", where="--top-p", cure="give more than 0, or --temperature 0")
+    progress = RichProgress() if sys.stderr.isatty() and not sys.stdout.isatty() else SILENT
+    sampling.run(
+        interact.model_folder(path, "policy"),
+        sampling.asked_in(files) if files else sampling.asked_on(sys.stdin.buffer),
+        Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens),
+        samples=samples,
+        seed=seed,
+        batch=batch,
+        write=print,
+        progress=progress,
+    )
+
+
+@app.command()
 def show(
     artifact: Annotated[
         Path, typer.Argument(metavar="ARTIFACT", help="Folder of a finished stage, e.g. runs/tiny/ranking, or a journal.sqlite.")

@@ -6,11 +6,13 @@ with Starling-LM-7B-alpha ("Starling").
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from starling.config.base import Section
+from starling.config.models import EnvName, Urls
 from starling.config.training import FullTraining, OptimizerSection, Trained, named
 from starling.records import Sampling
 
@@ -47,12 +49,19 @@ class P3O(Section):
     )
 
 
+def _none(value: object) -> object:
+    """TOML has no null."""
+    return None if value == "none" else value
+
+
 class RLOO(Section):
     """REINFORCE with the mean of the other replies to the prompt as baseline, arXiv 2402.14740: no critic."""
 
     type: Literal["rloo"]
-    clip: float | None = Field(
-        default=0.2, gt=0, description="Ratio clip of a whole reply, for more than one step per rollout; null: no clip."
+    clip: Annotated[float | None, BeforeValidator(_none)] = Field(
+        default=0.2,
+        gt=0,
+        description="Clip of a whole reply's ratio, for more than one step per rollout (TRL); 'none': no ratio at all (paper).",
     )
     whiten: bool = Field(default=False, description="Standardise advantages over the batch.")
 
@@ -146,7 +155,8 @@ class ShapingSection(Section):
     )
     unfinished: float = Field(
         default=-2.0,
-        description="Highest reward of a reply without its end token; Starling let them look finished, which feeds length.",
+        description="Highest reward of a reply without its end token, before penalties; Starling let them look finished, which "
+        "feeds length.",
     )
     length_penalty: float = Field(default=0.0, ge=0, description="Taken off per token beyond length_free.")
     length_free: int = Field(default=0, ge=0, description="Tokens of a reply that cost nothing.")
@@ -168,6 +178,11 @@ class GuardSection(Section):
     margin: float = Field(
         default=0.1, ge=0, description="Fall below the guard's best that counts, in its own standard deviations."
     )
+    best_of: int = Field(
+        default=16,
+        ge=0,
+        description="Replies of the base per evaluation prompt, for the best-of-n curve to compare the tuning with; 0: none.",
+    )
 
 
 class SelectionSection(Section):
@@ -178,11 +193,15 @@ class SelectionSection(Section):
     check: str | None = Field(
         default=None, description="A number of the evaluations (its name in the log) that must not fall, e.g. eval/check."
     )
+    checks: Path | None = Field(
+        default=None,
+        description="File of questions with patterns that a reply must or must not hold; the share right is eval/check.",
+    )
     most_regression: float = Field(
         default=0.05, ge=0, description="Fall of that number from the base's that is allowed (Starling: 0.05)."
     )
     by: str = Field(
-        default="eval/guard", description="Among those that pass: the evaluation number to be largest, e.g. eval/win_rate."
+        default="eval/guard", description="Among those that pass: the evaluation number to be largest, e.g. eval/check."
     )
 
 
@@ -193,16 +212,34 @@ class LocalEngine(Section):
 
 
 class ServerEngine(Section):
-    """Replies are sampled by inference servers that get the new weights after every update."""
+    """Replies are sampled by inference servers that get the new weights after every update; docs/policy-servers.md."""
 
     type: Literal["vllm", "sglang"]
-    urls: tuple[str, ...] = Field(min_length=1, description="Addresses of the servers, e.g. http://127.0.0.1:8000.")
-    weights: str = Field(description="Folder that this machine and the servers see; new weights are handed over there.")
+    urls: Urls = Field(description="Addresses of the servers, without /v1, e.g. http://127.0.0.1:8000; they share the prompts.")
+    api_key_env: EnvName | None = Field(
+        default=None, description="Name of the environment variable that holds their key; the key itself is never stored."
+    )
+    weights: str = Field(
+        description="Folder that this machine and the servers see under the same path; new weights are handed over there."
+    )
+    dtype: Literal["bf16", "fp16", "fp32"] = Field(
+        default="bf16", description="Type of the weights handed over: what the servers compute in (both engines: bf16)."
+    )
+    in_flight: int = Field(default=256, gt=0, description="Most replies asked of one server at once (vLLM's usual batch: 256).")
     timeout: float = Field(
-        default=600.0, gt=0, description="Seconds to wait for a batch of replies or for a server to load weights."
+        default=600.0, gt=0, description="Seconds to wait for one reply, or for a server to load weights, before asking again."
+    )
+    attempts: int = Field(
+        default=5, gt=0, description="Times that one reply is asked for; failures in a row after which a server is left out."
+    )
+    tolerance: float = Field(
+        default=0.25,
+        gt=0,
+        description="Largest mean difference, in nats, between a server's log-probs of a fixed text and those of the training "
+        "model; beyond, the server has other weights (our choice: far above rounding, far below another model).",
     )
     ratio_cap: float = Field(
-        default=2.0, gt=0, description="Truncated importance weights between server and training log-probs stop here (usual: 2)."
+        default=2.0, ge=1, description="Truncated importance weights between server and training log-probs stop here (usual: 2)."
     )
 
 
@@ -249,7 +286,8 @@ class PolicySection(Section):
     shaping: ShapingSection = Field(default=ShapingSection(), description="From score to reward.")
     kl: KL = Field(default=FixedKL(type="fixed"), description="KL penalty to the base, per token; a number or a section.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        default="k1", description="Of the penalty (J. Schulman's names); k1, the log-ratio, is unbiased (Starling)."
+        default="k1",
+        description="Of the penalty (J. Schulman's names). Keep k1 (Starling): only its policy gradient is the KL's.",
     )
     gamma: float = Field(default=1.0, ge=0, le=1, description="Discount (Starling: 1).")
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE λ (Starling: 0.95).")
@@ -268,4 +306,11 @@ class PolicySection(Section):
             raise ValueError(f"rollouts = {self.rollouts} is no multiple of samples_per_prompt = {self.samples_per_prompt}")
         if isinstance(self.algorithm, P3O | RLOO) and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm.type} compares replies to one prompt: samples_per_prompt must be 2 or more")
+        prompts = self.rollouts // self.samples_per_prompt
+        if self.minibatches > prompts:
+            raise ValueError(f"minibatches = {self.minibatches} optimiser steps share the replies to {prompts} prompts only")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature = 0 samples one reply only; a policy learns from several")
+        if isinstance(self.kl, AdaptiveKL) and self.rollouts >= 5 * self.kl.horizon:
+            raise ValueError(f"kl.horizon = {self.kl.horizon} must be above a fifth of rollouts = {self.rollouts}")
         return self

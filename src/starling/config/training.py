@@ -87,14 +87,16 @@ class FullTraining(Section):
 
 
 class LastLayers(Section):
-    """The last layers and the head are trained; embeddings, the other layers and the final norm stay as they are."""
+    """The last layers and the head are trained, of a policy also the final norm; the other layers, and embeddings that are not
+    tied to the head, stay as they are."""
 
     type: Literal["last_layers"]
     layers: int = Field(ge=0, description="How many layers, counted from the last; 0 trains the head alone.")
 
 
 class LoRA(Section):
-    """Low-rank adapters in the layers (arXiv 2106.09685, through peft) and the whole head; the base stays as it is."""
+    """Low-rank adapters in the layers (arXiv 2106.09685, through peft) and a reward model's or critic's whole head; the base
+    stays as it is."""
 
     type: Literal["lora"]
     rank: int = Field(default=16, gt=0, description="Rank of the adapters (usual: 8 to 64).")

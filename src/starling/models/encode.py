@@ -24,8 +24,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from starling.chat import to_transcript
@@ -72,11 +74,11 @@ def pad_right(rows: Sequence[Encoded], pad_id: int) -> Padded:
     lengths_B = torch.tensor([len(r.ids) for r in rows])
     starts_B = torch.tensor([r.prompt_length for r in rows])
     width = int(lengths_B.max())
-    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        ids_BT[i, : len(row.ids)] = torch.tensor(row.ids)
     position_T = torch.arange(width)
     mask_BT = position_T < lengths_B[:, None]
+    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    every = np.fromiter(chain.from_iterable(r.ids for r in rows), dtype=np.int64, count=int(lengths_B.sum()))
+    ids_BT.masked_scatter_(mask_BT, torch.from_numpy(every))
     return Padded(ids_BT, mask_BT, mask_BT & (position_T >= starts_B[:, None]), lengths_B - 1)
 
 

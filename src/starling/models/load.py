@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def load_backbone_as_scalar(path: Path | str, seed: int, tokenizer: Any = None) 
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(path)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, _, _ = _classifier(path, _without_dropout(_scalar_config(path)))
+        model, _, _ = _classifier(path, without_dropout(_scalar_config(path)))
         _give_pad_token(model, tokenizer)
     head = ScalarHead(model.eval())
     _check_pooling(head)
@@ -158,6 +158,18 @@ def save_folder(path: Path | str, model: Any, tokenizer: Any) -> None:
     with _quiet():
         inner.save_pretrained(path)
         tokenizer.save_pretrained(path)
+
+
+def save_weights(path: Path | str, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a transformers folder without tokenizer: the model's config, and these tensors in place of its weights.
+
+    Args:
+        path: the folder.
+        model: a transformers model; it may carry adapters that `tensors` has merged in.
+        tensors: every weight under the name that the model's class gives it.
+    """
+    with _quiet():
+        model.save_pretrained(path, state_dict=dict(tensors))
 
 
 def declare_reward(config: Any) -> None:
@@ -179,6 +191,14 @@ def longest_input(model: Any, tokenizer: Any = None) -> int | None:
         offset = model.config.pad_token_id + 1 if "roberta" in str(model.config.model_type) else 0
         limits.append(int(positions) - int(offset))
     return min(limits, default=None)
+
+
+def without_dropout(config: Any) -> Any:
+    """Every dropout rate of the config at 0: in every architecture they are floats with "drop" in their name."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+    return config
 
 
 def _statistics(path: Path) -> dict[str, float]:
@@ -300,14 +320,6 @@ def _merged(path: Path, base: Path | None, dtype: torch.dtype) -> Any:
                 cure="name the base model that it was trained on: --base DIR",
             )
         return adapted.merge_and_unload()
-
-
-def _without_dropout(config: Any) -> Any:
-    """Every dropout rate of the config at 0: in every architecture they are floats with "drop" in their name."""
-    for name, value in config.to_dict().items():
-        if "drop" in name and isinstance(value, float) and not isinstance(value, bool):
-            setattr(config, name, 0.0)
-    return config
 
 
 def _give_pad_token(model: Any, tokenizer: Any) -> None:

@@ -77,13 +77,26 @@ class ScalarHead(nn.Module):
         Raises:
             InputError: the model is an encoder; its state at a token has seen the tokens after it.
         """
+        self._want_decoder()
+        return self._score(self._hidden(ids_BT)).masked_fill(~mask_BT.bool(), 0.0)
+
+    def values_at(self, batch: Padded | Forest, places_N: torch.Tensor) -> torch.Tensor:
+        """values_N in fp32: the head at these places of the flattened rows only.
+
+        Raises:
+            InputError: the model is an encoder, or a forest for a model that cannot share prefixes.
+        """
+        self._want_decoder()
+        hidden = self._forest_hidden(batch) if isinstance(batch, Forest) else self._hidden(batch.ids_BT).flatten(0, 1)
+        return self._score(hidden.index_select(0, places_N))
+
+    def _want_decoder(self) -> None:
         if not self.is_decoder:
             raise InputError(
                 "An encoder has no per-token values",
                 where=type(self.model).__name__,
                 cure="use a reward model with a decoder backbone to start the critic from",
             )
-        return self._score(self._hidden(ids_BT)).masked_fill(~mask_BT.bool(), 0.0)
 
     def _hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden states of a decoder. Rows are right-padded and attention is causal, so no row sees a pad: no mask needed."""
@@ -96,7 +109,7 @@ class ScalarHead(nn.Module):
             raise InputError(
                 "An encoder cannot share prefixes: its tokens see those after them",
                 where=type(self.model).__name__,
-                cure='set reward.layout to "sequences"',
+                cure='set the stage\'s layout to "sequences"',
             )
         tree_attention.enable(self.model)
         return tree_attention.hidden_states(getattr(self.model, self.model.base_model_prefix), forest)

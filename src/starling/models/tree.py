@@ -14,6 +14,9 @@ they need the logits of the last shared token once per branch; a score is read a
 Segments of a row are in preorder: whatever descends from a segment follows it at once, up to its `end`. Attention needs no
 more than that (`tree_attention`).
 
+Log-probabilities of a reply's tokens are read inside it too, each at the state before the token: `places` says where every
+token of a conversation lies, and what is taken there is the caller's own, so merging by token stays right.
+
 Shapes: T tokens of the row, S segments, N conversations.
 """
 
@@ -115,6 +118,19 @@ def pack(groups: Sequence[Sequence[Ids]], fork_tokens: int = FORK_TOKENS) -> For
     ids_T = np.concatenate(pieces)
     position_T = np.arange(offset) + np.repeat([s.position - s.start for s in segments], [s.stop - s.start for s in segments])
     return Forest(torch.from_numpy(ids_T)[None], torch.from_numpy(position_T)[None], torch.tensor(last), _with_ends(segments))
+
+
+def places(forest: Forest) -> list[np.ndarray]:
+    """For every conversation, in the order given, where its tokens lie in the row, first to last.
+
+    Example: conversations (1, 2, 3) and (1, 2, 4, 5) in the row (1, 2, 3, 4, 5) → (0, 1, 2) and (0, 1, 3, 4).
+    """
+    ending_at = {s.stop - 1: i for i, s in enumerate(forest.segments)}  # a conversation ends where its last segment does
+    found = []
+    for last in forest.last_N.tolist():
+        path = (forest.segments[i] for i in forest.path(ending_at[last]))
+        found.append(np.concatenate([np.arange(s.start, s.stop) for s in path]))
+    return found
 
 
 def tree_tokens(group: Sequence[Ids], fork_tokens: int = FORK_TOKENS) -> int:

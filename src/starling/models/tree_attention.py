@@ -38,7 +38,7 @@ Kernel = Literal["auto", "merged", "varlen", "segments", "dense"]
 
 _flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
-_CHANGES_THE_SUM = ("s_aux", "sinks", "position_bias", "alibi", "head_mask", "cache")
+CHANGES_THE_SUM = ("s_aux", "sinks", "position_bias", "alibi", "head_mask", "cache")
 """Arguments of attention functions that add to or drop from the softmax; none of the kernels here knows them."""
 
 
@@ -63,12 +63,12 @@ def hidden_states(model: Any, forest: Forest, kernel: Kernel = "auto") -> torch.
         InputError: a conversation is longer than the model's table of positions, or the forest, or a window of the model,
             did not reach every attention layer.
     """
-    limit = _positions(model.config.get_text_config())
+    limit = positions(model.config.get_text_config())
     if limit is not None and forest.longest > limit:
         raise InputError(
             f"A conversation has {forest.longest} tokens, the model has {limit} positions",
             where=describe(model),
-            cure=f"cut conversations to {limit} tokens (reward.max_length)",
+            cure=f"cut conversations to {limit} tokens (reward.max_length, policy.sampling.max_tokens)",
         )
     row = Pass(forest, kernel)
     # a mask of four dimensions goes to every layer as it is: no mask is made, and no layer can mistake it for one of its own
@@ -103,11 +103,11 @@ def describe(model: Any) -> str:
     return str(getattr(config, "name_or_path", "") or getattr(config, "model_type", type(model).__name__))
 
 
-def _refused(model: Any, why: str) -> InputError:
+def refused(model: Any, why: str) -> InputError:
     return InputError(
         f"{type(model).__name__} cannot share prefixes: {why}",
         where=describe(model),
-        cure='set reward.layout to "sequences" (or "auto", which finds out)',
+        cure='set the layout (reward.layout, policy.layout) to "sequences", or to "auto", which finds out',
     )
 
 
@@ -120,24 +120,24 @@ def refuse(model: Any) -> None:
     config = model.config.get_text_config()
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     if getattr(model, "_is_stateful", False) or strange:
-        raise _refused(model, f"it has layers that are not plain attention ({', '.join(strange) or 'a recurrent state'})")
+        raise refused(model, f"it has layers that are not plain attention ({', '.join(strange) or 'a recurrent state'})")
     if getattr(config, "attention_chunk_size", None):
-        raise _refused(model, "it attends in chunks")
+        raise refused(model, "it attends in chunks")
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "use_bidirectional_attention", False):
-        raise _refused(model, "its tokens see those after them")
+        raise refused(model, "its tokens see those after them")
     if getattr(config, "alibi", False):
-        raise _refused(model, "its attention adds a bias of distances (ALiBi)")
+        raise refused(model, "its attention adds a bias of distances (ALiBi)")
     if not getattr(model, "_supports_attention_backend", False):
-        raise _refused(model, "its class does not pass keyword arguments on to a registered attention")
+        raise refused(model, "its class does not pass keyword arguments on to a registered attention")
 
 
-def _positions(config: Any) -> int | None:
+def positions(config: Any) -> int | None:
     """Positions of a model that learnt them one by one; None for rotary ones, which have no end."""
     rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
     return None if rotary else getattr(config, "max_position_embeddings", None)
 
 
-def _expected_windows(config: Any) -> list[bool] | None:
+def expected_windows(config: Any) -> list[bool] | None:
     """Per layer whether its window is limited; None if the config does not say."""
     layers = getattr(config, "num_hidden_layers", None)
     if layers is None:
@@ -148,13 +148,13 @@ def _expected_windows(config: Any) -> list[bool] | None:
 
 
 def _check_passed(model: Any, row: Pass) -> None:
-    expected = _expected_windows(model.config.get_text_config())
+    expected = expected_windows(model.config.get_text_config())
     if not row.windows or (expected is not None and len(row.windows) != len(expected)):
-        raise _refused(model, f"the tree reached {len(row.windows)} of {len(expected or ())} attention layers")
+        raise refused(model, f"the tree reached {len(row.windows)} of {len(expected or ())} attention layers")
     if expected is not None and any(expected):
         window = int(model.config.get_text_config().sliding_window)
         if row.forest.longest > window and sum(w is not None for w in row.windows) != sum(expected):
-            raise _refused(model, f"its layers do not tell their attention that they see {window} tokens only")
+            raise refused(model, f"its layers do not tell their attention that they see {window} tokens only")
 
 
 # ── the registered function ──────────────────────────────────────────────────────────────────────────────────────────
@@ -186,15 +186,15 @@ def attend(
     """
     if starling_tree is None:
         if attention_mask is not None and attention_mask.numel() == 0:
-            raise _refused(module, "its layers drop the keyword arguments of the forward pass")
+            raise refused(module, "its layers drop the keyword arguments of the forward pass")
         if softcap is not None:  # SDPA has none
             return _plain_softcap(query, key, value, attention_mask, scaling, softcap), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)  # type: ignore[no-any-return]
-    strange = [name for name in _CHANGES_THE_SUM if kwargs.get(name) is not None]
+    strange = [name for name in CHANGES_THE_SUM if kwargs.get(name) is not None]
     if strange or kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
-        raise _refused(module, f"its attention wants {', '.join(strange) or 'no causal order'}")
+        raise refused(module, f"its attention wants {', '.join(strange) or 'no causal order'}")
     if dropout:
-        raise _refused(module, "attention dropout is on; shared tokens would be dropped for all answers at once")
+        raise refused(module, "attention dropout is on; shared tokens would be dropped for all answers at once")
     starling_tree.windows.append(sliding_window)
     if torch.is_autocast_enabled(query.device.type):  # as SDPA itself does
         query, key, value = (t.to(torch.get_autocast_dtype(query.device.type)) for t in (query, key, value))

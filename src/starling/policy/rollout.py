@@ -1,34 +1,29 @@
-"""From prompts to experience: sample replies, score them, shape the reward, estimate advantages.
+"""From prompts to scored replies: which prompts, who samples, what of a reply is kept.
 
-Sources: Starling's reinforcement-learning settings (reward on the last token, fixed per-token KL penalty, γ 1, λ 0.95).
-Departures: the reward model is given the finished flag, so a reply that was cut never looks finished to it (the
-original appended the end token always, which rewards running on); the score is standardised with the reward model's own
-recorded statistics and shifted to a slightly positive mean, the length control that the authors name as essential.
+    choose_prompts     (seed, iteration) → prompts
+    sample_rollouts    prompts → replies, by a `RolloutEngine`; every process samples its share and all get the same list
 
-Shape legend: B rollouts, T tokens of prompt and reply, padded on the right; the T−1 positions of `mask_BT` predict the
-token after them, True where that token belongs to the reply.
+Everything drawn depends on (seed, iteration, prompt, number of the sample) only: neither the number of processes nor what is
+sampled beside a reply changes it, but for floating-point rounding.
+
+Departure from the original: a reply that runs into a stop string ends there, and counts as finished; the original cut the text,
+appended the end token and trained on what was cut off too.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from starling.config import PolicySection
-from starling.losses.masked import masked_mean
-from starling.losses.policy import gae, kl_k1, kl_k3
-from starling.models.encode import Encoded, Encoder, Padded, pad_right
-from starling.models.logprobs import token_logprobs
-from starling.models.sample import Sampler, row_seed
-from starling.models.scalar_head import ScalarHead
-from starling.models.score import score_rows, similar_lengths
+from starling.models.encode import Encoded, Encoder
+from starling.models.sample import Sampled, Sampler, row_seed
 from starling.records import Prompt, Sampling
+from starling.training.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,39 +32,55 @@ class Rollout:
 
     prompt: Prompt
     encoded: Encoded
+    logprobs: tuple[float, ...]
+    """Of each token of the reply, as the sampler computed them."""
     text: str
     finished: bool
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Tokens of the reply, its end token included."""
+        return self.encoded.ids[self.encoded.prompt_length :]
 
-@dataclass(frozen=True, kw_only=True)
-class Experience:
-    """All that an update needs about one batch of rollouts; every tensor is [B, T−1] and detached.
 
-    mask_BT: True means the position predicts a token of the reply.
+class RolloutEngine(Protocol):
+    """Who samples: our own loop, or inference servers."""
+
+    everywhere: bool
+    """Whether each process samples its share; else the first one samples for all."""
+
+    def load(self, policy: Any, version: int) -> None:
+        """From now on sample from these weights; `version` is the iteration."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], samples: int = 1
+    ) -> list[Sampled]:
+        """Replies in the order prompt 0 sample 0, prompt 0 sample 1, …; one seed per reply."""
+
+
+class LocalRollouts:
+    """Our own decode loop, on the policy as it stands in this process.
+
+    Args:
+        encoder: says what ends a reply, and decodes those that may run into a stop string.
+        batch: rows decoded together.
     """
 
-    padded: Padded
-    mask_BT: Tensor
-    logprobs_BT: Tensor
-    reference_BT: Tensor
-    values_BT: Tensor
-    advantages_BT: Tensor
-    returns_BT: Tensor
-    metrics: dict[str, float]
+    everywhere = True
 
-    def rows(self, index: Tensor) -> Experience:
-        """The experience of some rollouts, cut to the longest of them."""
-        padded = self.padded.rows(index)
-        width = padded.ids_BT.shape[1]
-        tensors = {name: getattr(self, name)[index, : width - 1] for name in _PER_TOKEN}
-        return Experience(padded=padded, metrics={}, **tensors)
+    def __init__(self, encoder: Encoder, batch: int) -> None:
+        self._encoder, self._batch = encoder, batch
+        self._sampler: Sampler | None = None
 
-    def lengths(self, index: Tensor) -> list[int]:
-        """Tokens of prompt and reply of some rollouts."""
-        return [int(n) + 1 for n in self.padded.last_B[index]]
+    def load(self, policy: Any, version: int) -> None:
+        if self._sampler is None or self._sampler.model is not policy:
+            self._sampler = Sampler(policy, self._encoder.end_ids, self._batch, decode=self._encoder.decode_reply)
 
-
-_PER_TOKEN = ("mask_BT", "logprobs_BT", "reference_BT", "values_BT", "advantages_BT", "returns_BT")
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], samples: int = 1
+    ) -> list[Sampled]:
+        assert self._sampler is not None
+        return self._sampler.generate(prompts, sampling, seeds, samples)
 
 
 def choose_prompts(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
@@ -88,79 +99,65 @@ def _epoch_order(n: int, epoch: int, seed: int) -> list[int]:
 
 
 def sample_rollouts(
-    policy: Any, encoder: Encoder, prompts: Sequence[Prompt], sampling: Sampling, batch: int, *, stream: str, seed: int
+    sampler: RolloutEngine,
+    engine: Engine,
+    encoder: Encoder,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    samples: int,
+    stream: str,
+    seed: int,
 ) -> list[Rollout]:
-    """One reply per prompt from the policy as it is now. `stream` names the draw, e.g. "iteration 3"."""
-    ids = [encoder.prompt_ids(p.messages) for p in prompts]
-    seeds = [row_seed(f"{stream}/{i}/{p.id}", seed) for i, p in enumerate(prompts)]
-    drawn = Sampler(policy, encoder.end_ids, batch).generate(ids, sampling, seeds)
+    """`samples` replies to each prompt, in the order of the prompts; the same list on all processes.
+
+    Args:
+        sampler: has the policy's present weights.
+        engine: says how many processes share the prompts.
+        stream: names the draw, e.g. "iteration 3".
+    """
+    shares = np.array_split(np.arange(len(prompts)), engine.ranks) if sampler.everywhere else [np.arange(len(prompts))]
+    mine = shares[engine.rank].tolist() if engine.rank < len(shares) else []
+    asked = [encoder.prompt_ids(prompts[i].messages) for i in mine]
+    seeds = [row_seed(f"{stream}/{i}/{prompts[i].id}/{k}", seed) for i in mine for k in range(samples)]
+    with engine.accelerator.autocast():
+        drawn = engine.gathered(sampler.generate(asked, sampling, seeds, samples) if mine else [])
+    ids = {p.id: encoder.prompt_ids(p.messages) for p in prompts}
+    repeated = [p for p in prompts for _ in range(samples)]
     return [
-        Rollout(
-            prompt=p,
-            encoded=Encoded(ids=(*prompt, *one.ids), prompt_length=len(prompt)),
-            text=encoder.decode_reply(one.ids),
-            finished=one.finished,
-        )
-        for p, prompt, one in zip(prompts, ids, drawn, strict=True)
+        rollout(encoder, p, ids[p.id], one.ids, one.logprobs, one.finished, sampling.stop)
+        for p, one in zip(repeated, drawn, strict=True)
     ]
 
 
-def shape_rewards(scores_B: Tensor, finished_B: Tensor, settings: PolicySection, mean: float, std: float) -> Tensor:
-    """Standardise by the reward model's statistics, shift, clip; a cut reply gets at most `unfinished_reward`."""
-    shaped_B = ((scores_B - mean) / std + settings.shaping.shift).clamp(-settings.shaping.clip, settings.shaping.clip)
-    return torch.where(finished_B, shaped_B, shaped_B.clamp_max(settings.shaping.unfinished))
+def rollout(
+    encoder: Encoder,
+    prompt: Prompt,
+    prompt_ids: Sequence[int],
+    ids: Sequence[int],
+    logprobs: Sequence[float],
+    finished: bool,
+    stop: Sequence[str],
+) -> Rollout:
+    """A reply as it is trained on; one that runs into a stop string ends with the token that completes it."""
+    text = encoder.decode_reply(ids)
+    found = [at for at in (text.find(s) for s in stop) if at >= 0]
+    if found:
+        text, finished = text[: min(found)], True
+        ids = ids[: _first(lambda n: any(s in encoder.decode_reply(ids[:n]) for s in stop), len(ids))]
+    return Rollout(
+        prompt=prompt,
+        encoded=Encoded(ids=(*prompt_ids, *ids), prompt_length=len(prompt_ids)),
+        logprobs=tuple(logprobs[: len(ids)]),
+        text=text,
+        finished=finished,
+    )
 
 
-@torch.no_grad()
-def score_rollouts(reward: ScalarHead, encoder: Encoder, rollouts: Sequence[Rollout]) -> Tensor:
-    """Raw reward of each rollout, scores_B. Texts are encoded anew with the reward model's own template."""
-    return score_rows(reward, encoder.conversations([(r.prompt.messages, r.text, r.finished) for r in rollouts]), encoder.pad_id)
-
-
-@torch.no_grad()
-def make_experience(
-    rollouts: Sequence[Rollout],
-    scores_B: Tensor,
-    *,
-    policy: Any,
-    reference: Any,
-    critic: ScalarHead,
-    pad_id: int,
-    settings: PolicySection,
-    reward_mean: float,
-    reward_std: float,
-) -> Experience:
-    """Log-probabilities, values, shaped rewards and advantages of one iteration's rollouts."""
-    padded = pad_right([r.encoded for r in rollouts], pad_id).to(policy.device)
-    mask_BT = padded.reply_mask_BT[:, 1:]
-    logprobs_BT, reference_BT, values_BT = (torch.zeros(mask_BT.shape, device=policy.device) for _ in range(3))
-    for batch in similar_lengths([len(r.encoded.ids) for r in rollouts]):
-        rows = torch.tensor(batch, device=policy.device)
-        part = padded.rows(rows)
-        here_BT, width = part.reply_mask_BT[:, 1:], part.ids_BT.shape[1] - 1
-        logprobs_BT[rows, :width] = token_logprobs(policy, part, here_BT)[0]
-        reference_BT[rows, :width] = token_logprobs(reference, part, here_BT)[0]
-        values_BT[rows, :width] = torch.where(here_BT, critic.values(part.ids_BT, part.mask_BT)[:, :-1], 0.0)
-    finished_B = torch.tensor([r.finished for r in rollouts], device=scores_B.device)
-    shaped_B = shape_rewards(scores_B, finished_B, settings, reward_mean, reward_std)
-    rewards_BT = torch.where(mask_BT, -settings.kl.coefficient * kl_k1(logprobs_BT, reference_BT), 0.0)
-    rewards_BT[torch.arange(len(rollouts)), padded.last_B - 1] += shaped_B
-    advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, gamma=settings.gamma, lam=settings.gae_lambda)
-    length_B = mask_BT.sum(1).float()
-    residual_BT = returns_BT - values_BT
-    return_mean = masked_mean(returns_BT, mask_BT)
-    metrics = {
-        "reward": float(shaped_B.mean()),
-        "score": float(scores_B.mean()),
-        "kl": float(masked_mean(kl_k3(logprobs_BT, reference_BT), mask_BT)),
-        "kl_reply": float((kl_k1(logprobs_BT, reference_BT) * mask_BT).sum(1).mean()),
-        "length": float(length_B.mean()),
-        "finished": float(finished_B.float().mean()),
-        "explained_variance": float(
-            1 - masked_mean(residual_BT**2, mask_BT) / (masked_mean((returns_BT - return_mean) ** 2, mask_BT) + 1e-8)
-        ),
-    }
-    return Experience(
-        padded=padded, mask_BT=mask_BT, logprobs_BT=logprobs_BT, reference_BT=reference_BT, values_BT=values_BT,
-        advantages_BT=advantages_BT, returns_BT=returns_BT, metrics=metrics,
-    )  # fmt: skip
+def _first(holds: Callable[[int], bool], most: int) -> int:
+    """The smallest n in 1 … most for which it holds, if it holds from there on."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low

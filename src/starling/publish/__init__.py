@@ -18,6 +18,7 @@ from pathlib import Path
 from starling.artifacts import MANIFEST, Artifact, open_artifact
 from starling.config import Model, PublishSection
 from starling.errors import ArtifactError
+from starling.lineage import GUARD_FOLDER
 from starling.publish.dataset import dataset_card
 from starling.publish.models import policy_card, reward_card
 from starling.publish.source import Source
@@ -66,6 +67,8 @@ def _write_dataset(source: Source, folder: Path) -> Path:
 def _copy_model(artifact: Artifact, folder: Path, card: str) -> Path:
     folder.mkdir(parents=True)
     for name in artifact.files:
+        if name.startswith(f"{GUARD_FOLDER}/"):  # a tool of this run's tuning, not the model of the card
+            continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.path / name, folder / name)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from starling.judge.verdict import LETTERS
 from starling.report import figures
-from starling.report.page import Card, Figure, count, interval, mark, number, percent, percents
+from starling.report.figures import Figure
+from starling.report.page import Card, count, interval, mark, number, percent, percents
 
 Json = Mapping[str, Any]
 Row = tuple[str, float, tuple[float, float]]

@@ -7,8 +7,9 @@ and prefixes ids with the figure's name, since one page holds many figures. The 
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -66,17 +67,33 @@ class Series:
     marker: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure with its title and what to look for."""
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+def points(log: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """Both columns of the rows of a log that have them."""
+    rows = [(float(row[x]), float(row[y])) for row in log if x in row and isinstance(row.get(y), int | float)]
+    return [a for a, _ in rows], [b for _, b in rows]
+
+
 @contextmanager
-def _canvas(width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in the report's style; matplotlib's global settings stay untouched."""
+def _canvas(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes (an array of them for several rows, which share x) in the report's style; matplotlib's global
+    settings stay untouched."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Canvas(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
-        yield figure, figure.subplots()
+        yield figure, figure.subplots(rows, sharex=True)
 
 
 def _finish(figure: Any, name: str, label: str) -> str:
@@ -127,6 +144,115 @@ def curves(
         axes.margins(x=0.02)
         if sum(not one.faint for one in series) > 1:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=1.4, borderaxespad=0.1)
+        return _finish(figure, name, label)
+
+
+def frontier(
+    name: str,
+    label: str,
+    tuned: Sequence[tuple[float, float, float]],
+    iterations: Sequence[int],
+    reference: Sequence[tuple[float, float, float]],
+    marks: Mapping[int, str],
+) -> str:
+    """A score against KL from the base, on a square-root axis as in Gao et al. 2023, where best-of-n is nearly straight.
+
+    Args:
+        tuned: (KL, score, standard error) of the evaluations in their order, joined by a line.
+        iterations: theirs; the last is written beside its point.
+        reference: the same of the best of n, with a band; may be empty.
+        marks: iteration → what happened there.
+    """
+    with _canvas(NARROW, 2.9) as (figure, axes):
+        if reference:
+            x, y = [p[0] for p in reference], [p[1] for p in reference]
+            axes.fill_between(
+                x, [p[1] - Z * p[2] for p in reference], [p[1] + Z * p[2] for p in reference], color=BASE, alpha=0.2, linewidth=0
+            )
+            axes.plot(x, y, "-", color=BASE, label="best of n")
+        x, y = [p[0] for p in tuned], [p[1] for p in tuned]
+        axes.vlines(x, [p[1] - Z * p[2] for p in tuned], [p[1] + Z * p[2] for p in tuned], color=ACCENT, linewidth=3, alpha=0.25)
+        axes.plot(x, y, "o-", color=ACCENT, label="tuning", markersize=3.4, linewidth=1.1)
+        largest = max([*x, *(p[0] for p in reference)])
+        beside: Any = {"textcoords": "offset points", "color": INK, "fontsize": 8.5}
+        axes.annotate(f"{iterations[-1]}", (x[-1], y[-1]), xytext=(6, -3), **beside)
+        for at, said in marks.items():
+            if at in iterations:
+                here = iterations.index(at)
+                bad = said == FIRED
+                axes.plot(x[here], y[here], "o", color=WARN if bad else ACCENT, markersize=7)
+                # left of where the curve goes on, so that neither the line nor the last number runs through the words
+                side, away = ("left", 7) if x[here] < largest / 16 else ("right", -7)
+                axes.annotate(said, (x[here], y[here]), xytext=(away, -3) if bad else (-away / 2, 7), ha=side, **beside)
+        ticks = _root_ticks(largest)
+        axes.set_xscale("function", functions=(_root, _square))
+        axes.set_xlim(0, 1.25 * largest or 1.0)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.locator_params(axis="y", nbins=5)
+        axes.margins(y=0.14)
+        axes.set_xlabel("KL from the base, nats per reply")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.4, borderaxespad=0.1)
+        return _finish(figure, name, label)
+
+
+FIRED = "guard fired"
+"""A mark of `frontier` in the warning colour."""
+Z = 1.96
+"""Half a 95 % interval in standard errors."""
+
+
+def _root(x: Any) -> Any:
+    import numpy as np
+
+    return np.sqrt(np.maximum(x, 0.0))
+
+
+def _square(x: Any) -> Any:
+    return x**2
+
+
+def _root_ticks(largest: float) -> list[float]:
+    """Round numbers that stand about evenly on a square-root axis from 0 to `largest`.
+
+    >>> _root_ticks(20.0)
+    [0.0, 1.0, 5.0, 10.0, 20.0]
+    """
+    if largest <= 0:
+        return [0.0]
+    unit = 10.0 ** math.floor(math.log10(largest))
+    lead = next(one for one in (5.0, 2.0, 1.0) if one * unit <= largest)
+    shares = {1.0: (0.1, 0.2, 0.5, 1.0), 2.0: (0.05, 0.25, 0.5, 1.0), 5.0: (0.04, 0.2, 0.4, 1.0)}[lead]
+    return [0.0, *(float(f"{lead * unit * share:.6g}") for share in shares)]
+
+
+def stacked(
+    name: str,
+    label: str,
+    panels: Sequence[tuple[Series, Sequence[float | None]]],
+    *,
+    x_label: str,
+    mark: float | None = None,
+) -> str:
+    """Lines one above the other over one x axis, each on its own scale.
+
+    Args:
+        panels: a line with the standard errors of its points (None where not known), from the top.
+        mark: an x that is marked in all of them.
+    """
+    with _canvas(NARROW, 1.3 * len(panels) + 0.3, len(panels)) as (figure, rows):
+        for axes, (one, errors) in zip(rows, panels, strict=True):
+            axes.plot(one.x, one.y, color=one.color, marker="o" if one.marker else None, markersize=3.2)
+            known = [(x, y, e) for x, y, e in zip(one.x, one.y, errors, strict=True) if e is not None]
+            axes.fill_between(
+                [x for x, _, _ in known], [y - Z * e for _, y, e in known], [y + Z * e for _, y, e in known],
+                color=one.color, alpha=0.18, linewidth=0,
+            )  # fmt: skip
+            if mark is not None:
+                axes.axvline(mark, color=WARN, linewidth=1.1, dashes=(4, 3))
+            axes.locator_params(axis="y", nbins=4)
+            axes.set_ylabel(one.label)
+        rows[-1].locator_params(axis="x", nbins=6, integer=True)
+        rows[-1].set_xlabel(x_label)
         return _finish(figure, name, label)
 
 

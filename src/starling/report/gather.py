@@ -18,6 +18,8 @@ from starling import audit, stats
 from starling.artifacts import Artifact, RecordFile, open_artifact, read_records
 from starling.errors import ArtifactError, InputError
 from starling.evaluate.rows import ANSWERS_FILE, REPLIES_FILE, EvaluatedPrompt, EvaluatedReply, ScoredAnswer
+from starling.policy.best_of_n import BEST_OF_N_FILE
+from starling.policy.selection import SELECTION_FILE
 from starling.records import Judgment, MergedRanking, Response, content_hash
 from starling.rows import read_rows
 
@@ -106,6 +108,10 @@ class Gathered:
     reward_log: tuple[dict[str, Any], ...]
     reward_metrics: dict[str, Any]
     policy_log: tuple[dict[str, Any], ...]
+    selection: dict[str, Any]
+    """Which checkpoint was kept and why, as `starling.policy.selection` wrote it."""
+    best_of_n: dict[str, Any]
+    """What best-of-n sampling from the base comes to, as `starling.policy.best_of_n` wrote it."""
     evaluation: dict[str, Any]
     conversations: Conversations | None
     settings: dict[str, Any]
@@ -131,6 +137,8 @@ def gather(run_dir: Path) -> Gathered:
         reward_log=_log(found.get("reward")),
         reward_metrics=found["reward"].metrics if "reward" in found else {},
         policy_log=_log(found.get("policy")),
+        selection=_json(found.get("policy"), SELECTION_FILE),
+        best_of_n=_json(found.get("policy"), BEST_OF_N_FILE),
         evaluation=evaluation,
         conversations=_conversations(_records(found, "evaluate", REPLIES_FILE, EvaluatedPrompt)),
         settings=_settings(run_dir),
@@ -189,6 +197,23 @@ def _log(artifact: Artifact | None) -> tuple[dict[str, Any], ...]:
             )
         lines.append(row.value)
     return tuple(lines)
+
+
+def _json(artifact: Artifact | None, file: str) -> dict[str, Any]:
+    """A file with one JSON object; empty when it is not there."""
+    if artifact is None or file not in artifact.files:
+        return {}
+    try:
+        found = json.loads((artifact.path / file).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
+    except ValueError as error:
+        raise ArtifactError(
+            f"A file of the stage cannot be read: {error}",
+            where=str(artifact.path / file),
+            cure=f"run the stage '{artifact.stage}' again",
+        ) from None
+    return found
 
 
 def _settings(run_dir: Path) -> dict[str, Any]:

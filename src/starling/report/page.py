@@ -16,7 +16,9 @@ from typing import Any
 from starling.judge.verdict import LETTERS
 from starling.records import Outcome
 from starling.report import figures
+from starling.report.figures import Figure, points
 from starling.report.gather import Gathered, JudgeTables
+from starling.report.policy_page import policy_figures, policy_tables
 
 FAILURES = frozenset({o.value for o in Outcome if o is not Outcome.ranked} | {"error", "refusal", "response_error"})
 """Outcomes shown in the warning colour: calls that gave nothing. What was merged or left out on purpose is not one."""
@@ -35,15 +37,6 @@ class Card:
     note: str = ""
     marks: tuple[tuple[str, float, float, float], ...] = ()
     """(css class, low, mean, high) in per cent of the card's 0 … 1 scale."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure with its title and what to look for."""
-
-    title: str
-    svg: str
-    note: str = ""
 
 
 def render(run: Gathered) -> str:
@@ -69,7 +62,8 @@ def render(run: Gathered) -> str:
         cards=cards(run.evaluation),
         judge_figures=judge_figures(run.judge),
         reward_figures=reward_figures(run.reward_log),
-        policy_figures=policy_figures(run.policy_log),
+        policy_figures=policy_figures(run.policy_log, run.best_of_n, run.selection),
+        policy_tables=policy_tables(run.policy_log, run.selection),
         kind_figure=kind_figure(run.evaluation),
         settings=toml(run.settings),
         setting=lambda path: look_up(run.settings, path),
@@ -249,11 +243,6 @@ def judge_figures(judge: JudgeTables | None) -> list[Figure]:
     ]
 
 
-def _points(log: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
-    rows = [(float(row[x]), float(row[y])) for row in log if x in row and isinstance(row.get(y), int | float)]
-    return [a for a, _ in rows], [b for _, b in rows]
-
-
 def reward_figures(log: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """Loss, pair accuracy and top-1 over optimiser steps: training smoothed, validation as points."""
     validation = [{"step": row["step"], **row["validation"]} for row in log if "validation" in row]
@@ -263,7 +252,7 @@ def reward_figures(log: Sequence[Mapping[str, Any]]) -> list[Figure]:
         ("pair_accuracy", "Pair accuracy", "Share of pairs ordered as the judge ordered them; chance is 0.5."),
         ("top1", "Top-1", "Share of rankings whose best answer scores highest."),
     ):
-        steps, values = _points(log, "step", key)
+        steps, values = points(log, "step", key)
         if not steps:
             continue
         window = max(1, len(values) // 20)
@@ -276,7 +265,7 @@ def reward_figures(log: Sequence[Mapping[str, Any]]) -> list[Figure]:
                 color=figures.BASE,
             ),
         ]
-        at, held_out = _points(validation, "step", key)
+        at, held_out = points(validation, "step", key)
         if at:
             lines.append(figures.Series(label="validation", x=at, y=held_out, marker=True))
         chance = 0.5 if key == "pair_accuracy" else None
@@ -284,61 +273,6 @@ def reward_figures(log: Sequence[Mapping[str, Any]]) -> list[Figure]:
             f"reward-{key}", f"Reward model: {name}", lines, x_label="optimiser step", level=chance, share=key != "loss"
         )
         found.append(Figure(title=name, svg=svg, note=note))
-    return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One panel of the policy's log: which keys to draw under which name."""
-
-    title: str
-    note: str
-    keys: tuple[tuple[str, str], ...]
-    share: bool = False
-
-
-POLICY_CURVES = (
-    Curve(
-        title="Gold score on validation prompts", note="True quality; the training never sees it.", share=True,
-        keys=(("eval/gold", "sampled"), ("eval/greedy/gold", "greedy")),
-    ),
-    Curve(
-        title="Reward model's score", note="Raw score of rollouts and of validation replies.",
-        keys=(("score", "rollouts"), ("eval/score", "validation")),
-    ),
-    Curve(title="KL from the base", note="Nats per reply, estimated on rollouts.", keys=(("kl_reply", "rollouts"),)),
-    Curve(
-        title="Length", note="Tokens per reply, end token included.",
-        keys=(("length", "rollouts"), ("eval/length", "validation")),
-    ),
-    Curve(
-        title="Finished", note="Share of replies that ended by themselves.", share=True,
-        keys=(("finished", "rollouts"), ("eval/finished", "validation")),
-    ),
-    Curve(title="Value loss", note="The critic's error on returns.", keys=(("value_loss", "critic"),)),
-)  # fmt: skip
-COLORS = {
-    "rollouts": figures.BASE,
-    "critic": figures.BASE,
-    "validation": figures.ACCENT,
-    "sampled": figures.ACCENT,
-    "greedy": figures.WARN,
-}
-
-
-def policy_figures(log: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Reward, KL, gold score, length, finished share and value loss over iterations, as far as the log has them."""
-    found = []
-    for curve in POLICY_CURVES:
-        lines = []
-        for key, label in curve.keys:
-            x, y = _points(log, "iteration", key)
-            if x:
-                lines.append(figures.Series(label=label, x=x, y=y, color=COLORS[label], marker=key.startswith("eval")))
-        if lines:
-            name = "policy-" + curve.keys[0][0].replace("/", "-").replace("_", "-")
-            svg = figures.curves(name, f"Policy: {curve.title}", lines, x_label="iteration", share=curve.share)
-            found.append(Figure(title=curve.title, svg=svg, note=curve.note))
     return found
 
 

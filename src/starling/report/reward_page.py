@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from starling.report import figures
-from starling.report.page import Figure, count, interval, number, percent, percents, signed
+from starling.report.figures import Figure
+from starling.report.page import count, interval, number, percent, percents, signed
 
 Result = Mapping[str, Any]
 PAGE_FILE = "page.html"

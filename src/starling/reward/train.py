@@ -61,6 +61,8 @@ def train(
     seed: int,
     progress: Progress = SILENT,
     tracking: Path | None = None,
+    name: str = "reward model",
+    part: bool = True,
 ) -> dict[str, float]:
     """Train, evaluate, save; continues from `work` if it holds a checkpoint of the same settings and data.
 
@@ -75,7 +77,8 @@ def train(
         work: folder for tokens and checkpoints; the caller removes it after success.
         settings: loss, optimiser, lengths, batch.
         seed: of the new head and of the order of rankings.
-        tracking: folder of the trackers' files; beside `out` if None.
+        tracking, name: folder of the trackers' files (beside `out` if None), and what they and the progress call this training.
+        part: several processes need each other no more afterwards; False if another training of theirs follows.
 
     Returns:
         Counts (rankings/train, answers/prompt_cut …) and the validation metrics of the weights saved (validation/…).
@@ -107,16 +110,17 @@ def train(
     tokens = costs(rankings, layout, objective.answers_read)
     plan = Plan(tokens, settings.rankings_per_step, settings.epochs, seed, settings.micro_tokens, engine.ranks)
     task = _Rankings(rankings, held_out, model.encoder.pad_id, layout, objective, settings.micro_tokens)
-    shown = open_trackers(settings.trackers, tracking or out.parent / "tracking", "reward", chosen) if engine.first else []
+    shown = open_trackers(settings.trackers, tracking or out.parent / "tracking", name, chosen) if engine.first else []
     trainer = Trainer(engine, task, plan, _rules(settings), work, key=key, trackers=shown)
     kind = f" · {engine.ranks} processes ({engine.kind})" if engine.ranks > 1 else ""
-    progress.start(f"training the reward model{kind}", len(plan))
+    progress.start(f"training the {name}{kind}", len(plan))
     state = trainer.run(progress, resumed=resumed)
     progress.finish()
     chosen_weights = best(work, state) if settings.keep == "best" else None
     validation = state.best if chosen_weights else state.evaluation
     _save(model, engine, chosen_weights, validation, out, work, key)
-    engine.part()
+    if part:
+        engine.part()
     return {
         "rankings/train": float(len(rankings)),
         "rankings/validation": float(len(held_out)),

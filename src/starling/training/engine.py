@@ -23,10 +23,11 @@ take the memory that sharding is for.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -35,8 +36,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from starling.config import OptimizerSection
 from starling.errors import ConfigError, TrainingError
-from starling.training.loop import is_on, make_optimizer
-from starling.training.trained import layers_of, trained_parameters
+from starling.training.loop import Apart, is_on, make_optimizer
+from starling.training.trained import all_layers_of, trained_parameters
 
 Kind = Literal["single", "ddp", "fsdp2", "deepspeed"]
 
@@ -60,7 +61,7 @@ def kind_of(ranks: int) -> Kind:
             raise ConfigError(
                 "FSDP2 with weights in host memory was asked for, which is not supported",
                 where="fsdp_offload_params in the configuration of accelerate launch",
-                cure="take more processes, reward.trained = { type = 'lora' }, or DeepSpeed ZeRO-3 with offload_optimizer",
+                cure="take more processes, trained = { type = 'lora' }, or DeepSpeed ZeRO-3 with offload_optimizer",
             )
         return "fsdp2"
     return "ddp" if ranks > 1 else "single"
@@ -74,12 +75,21 @@ class Engine:
         accelerator: of `make_accelerator`.
         settings: the optimiser.
         total_steps: length of its schedule.
+        apart: children of the module, by name, that have another rate, schedule and decay; each has its gradient clipped by
+            itself (DeepSpeed, which clips and updates in one, clips all together).
 
     Raises:
         ConfigError: the settings do not go with the way the processes were started.
     """
 
-    def __init__(self, module: torch.nn.Module, accelerator: Accelerator, settings: OptimizerSection, total_steps: int) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        accelerator: Accelerator,
+        settings: OptimizerSection,
+        total_steps: int,
+        apart: Mapping[str, tuple[OptimizerSection, int]] | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.ranks: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
@@ -87,6 +97,11 @@ class Engine:
         self.module = module
         self.kind: Kind = kind_of(self.ranks)
         self._settings = settings
+        self._apart = dict(apart or {})
+        self.norms: dict[str, float] = {}
+        """Of the last update: the gradient's norm before clipping, by part; "" is what is not apart."""
+        self.rates: dict[str, float] = {}
+        """Of the last update: the learning rate by part."""
         if settings.type == "muon" and self.kind in ("fsdp2", "deepspeed"):
             raise ConfigError(
                 f"Muon needs whole matrices, and {self.kind} spreads them over processes",
@@ -99,12 +114,8 @@ class Engine:
             module.to(self.device)
             self._wrapped: Any = _sharded(module, accelerator) if self.kind == "fsdp2" else module
             if self.kind == "ddp":
-                with warnings.catch_warnings():  # torch 2.13 has another word for broadcast_buffers, 2.7 does not know it
-                    warnings.simplefilter("ignore", FutureWarning)
-                    self._wrapped = torch.nn.parallel.DistributedDataParallel(
-                        module, broadcast_buffers=False, gradient_as_bucket_view=True
-                    )
-            self.optimizer, self.scheduler = make_optimizer(module, settings, total_steps)
+                self._wrapped = _averaging(module)
+            self.optimizer, self.scheduler = make_optimizer(module, settings, total_steps, self._others())
         stage = accelerator.state.deepspeed_plugin.zero_stage if self.kind == "deepspeed" else 0
         self._passes_meet = self.kind == "fsdp2" or stage == 3
         """Whether a forward pass is a collective operation, because it gathers weights."""
@@ -112,6 +123,11 @@ class Engine:
         self.model = _Called(self)
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def spread(self) -> bool:
+        """Whether no process holds whole weights."""
+        return self._passes_meet
 
     @property
     def first(self) -> bool:
@@ -185,20 +201,30 @@ class Engine:
         else:
             torch.autograd.backward(scaled)
 
-    def update(self) -> tuple[float, float]:
+    def update(self, without: Collection[str] = ()) -> tuple[float, float]:
         """Clip, update, advance the schedule, clear; returns (gradient norm before clipping, learning rate of this step).
+
+        Both are of what is not apart; `norms` and `rates` have those of every part.
+
+        Args:
+            without: parts, "" for what is not apart, that stay as they are in this step.
 
         Raises:
             TrainingError: the gradient is not finite, on all processes alike; nothing was updated (with DeepSpeed, which
                 clips and updates in one: the weights are spoiled, the last checkpoint is not).
         """
-        rate = float(self.scheduler.get_last_lr()[0])
+        self.rates = self._rates()
         if self.kind == "deepspeed":
-            self._wrapped.step()
+            with self._standing(without):
+                self._wrapped.step()
             norm = float(self._wrapped.get_global_grad_norm())
+            self.norms = dict.fromkeys(self.rates, norm)
         else:
-            norm = self._clipped()
-        if not math.isfinite(norm):
+            for part in without:
+                for parameter in self._parts()[part]:
+                    parameter.grad = None
+            self.norms = self._clipped()
+        if not all(math.isfinite(norm) for norm in self.norms.values()):
             raise TrainingError(
                 "The gradient is not finite", where="optimiser step", cure="lower the learning rate; check the data of this step"
             )
@@ -206,14 +232,63 @@ class Engine:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
-        return norm, rate
+        return next(iter(self.norms.values()), 0.0), next(iter(self.rates.values()))
 
-    def _clipped(self) -> float:
-        parameters = [p for _, p in trained_parameters(self.module)]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = _whole(norm)
-        torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.max_grad_norm, norm)
-        return float(norm)
+    def clear(self) -> None:
+        """Forget a step that is begun anew; all processes together."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.kind == "ddp":  # after a forward pass it waits for a backward one, and would average at the next, whichever it is
+            self._wrapped = None
+            gc.collect()  # with the old wrapper go its hooks
+            self._wrapped = _averaging(self.module)
+
+    def _parts(self) -> dict[str, list[torch.nn.Parameter]]:
+        """What is trained, by part; empty parts left out, what is not apart first."""
+        parts: dict[str, list[torch.nn.Parameter]] = {"": [], **{name: [] for name in self._apart}}
+        for name, parameter in trained_parameters(self.module):
+            child = name.partition(".")[0]
+            parts[child if child in self._apart else ""].append(parameter)
+        return {name: found for name, found in parts.items() if found}
+
+    def _others(self) -> list[Apart]:
+        parts = self._parts()
+        return [Apart(parts[name], *rules) for name, rules in self._apart.items() if name in parts]
+
+    def _rates(self) -> dict[str, float]:
+        """Learning rates of the next update, by part."""
+        rates = self.scheduler.get_last_lr()
+        apart = [name for name in self._parts() if name]
+        # groups of a part follow one another; each part has one or two of them
+        found = {"": float(rates[0])} if len(apart) < len(self._parts()) else {}
+        at = len(rates)
+        for name in reversed(apart):
+            at -= len({p.ndim >= 2 for p in self._parts()[name]})
+            found[name] = float(rates[at])
+        return found
+
+    @contextlib.contextmanager
+    def _standing(self, without: Collection[str]) -> Iterator[None]:
+        """DeepSpeed knows no step without some parameters: at rate 0 they stay where they are."""
+        ids = {id(p) for name, own in self._parts().items() if name in without for p in own}
+        groups = [g for g, own in zip(self.optimizer.param_groups, self.groups, strict=True) if own and id(own[0]) in ids]
+        before = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = 0.0
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, before, strict=True):
+                group["lr"] = rate
+
+    def _clipped(self) -> dict[str, float]:
+        norms = {}
+        for part, parameters in self._parts().items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if gradients:
+                norm = _whole(torch.nn.utils.get_total_norm(gradients))
+                torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.max_grad_norm, norm)
+                norms[part] = float(norm)
+        return norms
 
     # ── state ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,6 +308,22 @@ class Engine:
                 kept[name] = tensor.to("cpu", copy=True).contiguous()
         return kept
 
+    @torch.no_grad()
+    def copy_into(self, target: torch.nn.Module, prefix: str = "") -> None:
+        """Put the trained weights whose names begin with `prefix` into a whole module that lacks it; one weight at a time.
+
+        All processes together, and all of them get the weights.
+        """
+        together: Any = contextlib.nullcontext
+        if self.kind == "deepspeed":
+            from deepspeed.zero import GatheredParameters
+
+            together = GatheredParameters
+        for name, parameter in trained_parameters(self.module):
+            if name.startswith(prefix):
+                with together([parameter]):
+                    target.get_parameter(name.removeprefix(prefix)).copy_(_whole(parameter.detach()))
+
     @property
     def states(self) -> dict[str, Any]:
         """Optimiser and schedule for a checkpoint that any engine and any number of processes can read."""
@@ -242,7 +333,7 @@ class Engine:
     # ── DeepSpeed ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_deepspeed(self, total_steps: int) -> None:
-        plain, self.scheduler = make_optimizer(self.module, self._settings, total_steps)
+        plain, self.scheduler = make_optimizer(self.module, self._settings, total_steps, self._others())
         self.plain: Any = plain
         self.groups = [list(group["params"]) for group in plain.param_groups]  # DeepSpeed puts flat pieces in their place
         config = self.accelerator.state.deepspeed_plugin.deepspeed_config
@@ -360,6 +451,13 @@ class _DeepSpeedState:
 # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _averaging(module: torch.nn.Module) -> Any:
+    """The module with gradients that are averaged over processes."""
+    with warnings.catch_warnings():  # torch 2.13 has another word for broadcast_buffers, 2.7 does not know it
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
 def _sharded(module: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
     """Every layer a unit of its own, the rest with the root: embeddings, final norm and head stay fp32 in the forward pass."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -372,7 +470,7 @@ def _sharded(module: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Modu
     # the residual stream stays fp32 between layers, as under autocast on one process
     layers = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
     reshard = is_on("FSDP_RESHARD_AFTER_FORWARD", "true")
-    for layer in layers_of(module):
+    for layer in all_layers_of(module):
         fully_shard(layer, mesh=mesh, mp_policy=layers, reshard_after_forward=reshard)
     fully_shard(module, mesh=mesh)
     return module

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -94,8 +96,20 @@ def schedule_factor(step: int, settings: OptimizerSection, total_steps: int) -> 
     return 1.0 - done if settings.schedule == "linear" else 1.0
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Parameters with settings of their own inside a module that is trained, e.g. those of the critic beside a policy."""
+
+    parameters: Sequence[torch.nn.Parameter]
+    settings: OptimizerSection
+    total_steps: int
+
+
 def make_optimizer(
-    trained: torch.nn.Module | Iterable[torch.nn.Parameter], settings: OptimizerSection, total_steps: int
+    trained: torch.nn.Module | Iterable[torch.nn.Parameter],
+    settings: OptimizerSection,
+    total_steps: int,
+    apart: Sequence[Apart] = (),
 ) -> tuple[Any, Any]:
     """The optimiser of the settings and its schedule; weight decay acts on matrices only (not on biases and norms).
 
@@ -105,45 +119,51 @@ def make_optimizer(
         trained: a module, or some of its parameters. Muon wants the module: it must know which matrices lie in its layers.
         settings: type, rates, schedule.
         total_steps: length of the schedule.
+        apart: which of the parameters have other settings; those are AdamW's.
     """
+    taken = {id(p) for part in apart for p in part.parameters}
     if settings.type == "muon":
         if not isinstance(trained, torch.nn.Module):
             raise TypeError("Muon needs the module, not its parameters")
-        return _muon(trained, settings, total_steps)
+        return _muon(trained, settings, total_steps, apart, taken)
     parameters = trained.parameters() if isinstance(trained, torch.nn.Module) else trained
-    return _scheduled(_adamw([p for p in parameters if p.requires_grad], settings), settings, total_steps)
+    rest = Apart([p for p in parameters if p.requires_grad and id(p) not in taken], settings, total_steps)
+    return _adamw([part for part in (rest, *apart) if part.parameters])
 
 
-def _adamw(parameters: list[torch.nn.Parameter], settings: OptimizerSection) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True
-    )
+def _adamw(parts: Sequence[Apart]) -> tuple[torch.optim.AdamW, Any]:
+    """One optimiser for all parts, so that DeepSpeed can take it over; the groups of a part follow one another."""
+    groups: list[dict[str, Any]] = []
+    factors: list[Callable[[int], float]] = []
+    for part in parts:
+        trained = [p for p in part.parameters if p.requires_grad]
+        matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        for parameters, decay in ((matrices, part.settings.weight_decay), (others, 0.0)):
+            if parameters:
+                rates = {"lr": part.settings.learning_rate, "betas": part.settings.betas}
+                groups.append({"params": parameters, "weight_decay": decay, **rates})
+                factors.append(partial(schedule_factor, settings=part.settings, total_steps=part.total_steps))
+    optimizer = torch.optim.AdamW(groups, eps=1e-8, fused=True)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 
-def _scheduled(optimizer: Any, settings: OptimizerSection, total_steps: int) -> tuple[Any, Any]:
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule_factor(step, settings, total_steps))
-
-
-def _muon(module: torch.nn.Module, settings: OptimizerSection, total_steps: int) -> tuple[Together, Together]:
+def _muon(
+    module: torch.nn.Module, settings: OptimizerSection, total_steps: int, apart: Sequence[Apart], elsewhere: set[int]
+) -> tuple[Together, Together]:
     """Muon for the matrices of the layers, AdamW with a share of its rate for embeddings, heads, norms and biases.
 
     A parameter lies in a layer when its name holds the layer's number, as in every transformers model. Muon cannot start
     from zero rows of embeddings or from a head with one row, and is not meant to.
     """
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad and id(p) not in elsewhere]
     inside = [p for n, p in named if p.ndim == 2 and any(part.isdigit() for part in n.split("."))]
     taken = {id(p) for p in inside}
     muon = torch.optim.Muon(inside, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    others = _adamw(
-        [p for _, p in named if id(p) not in taken],
-        settings.model_copy(update={"learning_rate": MUON_ADAM_SHARE * settings.learning_rate}),
-    )
-    optimizers, schedules = zip(*(_scheduled(o, settings, total_steps) for o in (muon, others)), strict=True)
-    return Together(optimizers), Together(schedules)
+    schedule = torch.optim.lr_scheduler.LambdaLR(muon, partial(schedule_factor, settings=settings, total_steps=total_steps))
+    slower = settings.model_copy(update={"learning_rate": MUON_ADAM_SHARE * settings.learning_rate})
+    rest = Apart([p for _, p in named if id(p) not in taken], slower, total_steps)
+    adamw, its_schedule = _adamw([part for part in (rest, *apart) if part.parameters])
+    return Together([muon, adamw]), Together([schedule, its_schedule])
 
 
 class Together:

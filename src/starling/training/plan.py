@@ -106,13 +106,14 @@ class Plan:
 
 
 def deal(
-    indices: Sequence[int], costs: Sequence[int] | npt.NDArray[np.int64], budget: int, ranks: int
+    indices: Sequence[int], costs: Sequence[int] | npt.NDArray[np.int64], budget: int, ranks: int, padded: bool = False
 ) -> list[list[tuple[int, ...]]]:
     """Share items out over ranks, and those of each rank over micro-batches of at most `budget` tokens.
 
     The dearest item goes to the rank that has least so far (longest processing time first: at most 4/3 of the best split).
     Within a rank the dearest come first, so that the k-th micro-batches of all ranks are alike and the largest comes first.
     Every rank gets the same number of micro-batches, because with sharded weights each of them is a collective operation.
+    `padded`: the items of a micro-batch are padded to the dearest of them, so that each costs as much.
     """
     shares: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
@@ -120,20 +121,21 @@ def deal(
         rank = min(range(ranks), key=lambda r: (load[r], r))
         shares[rank].append(i)
         load[rank] += int(costs[i])
-    dealt = [_cut(share, costs, budget) for share in shares]
+    dealt = [_cut(share, costs, budget, padded) for share in shares]
     most = max(len(batches) for batches in dealt)
     return [batches + [()] * (most - len(batches)) for batches in dealt]
 
 
-def _cut(share: Sequence[int], costs: Sequence[int] | npt.NDArray[np.int64], budget: int) -> list[tuple[int, ...]]:
+def _cut(share: Sequence[int], costs: Sequence[int] | npt.NDArray[np.int64], budget: int, padded: bool) -> list[tuple[int, ...]]:
     """Neighbours together as long as they fit."""
     batches: list[tuple[int, ...]] = []
     batch: list[int] = []
     used = 0
     for i in share:
-        if batch and used + int(costs[i]) > budget:
+        cost = int(costs[batch[0] if padded and batch else i])
+        if batch and used + cost > budget:
             batches.append(tuple(batch))
-            batch, used = [], 0
+            batch, used, cost = [], 0, int(costs[i])
         batch.append(i)
-        used += int(costs[i])
+        used += cost
     return [*batches, tuple(batch)] if batch else batches

@@ -25,14 +25,18 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def require(names: Sequence[str]) -> None:
+def require(names: Sequence[str], where: str = "reward.trackers") -> None:
     """See that the trackers can be opened, before hours of work are done.
+
+    Args:
+        names: of the settings.
+        where: the setting, for the message.
 
     Raises:
         UsageError: one is not installed.
     """
     for name in names:
-        _module(_MODULES[name], name)
+        _module(_MODULES[name], name, where)
 
 
 def open_trackers(names: Sequence[str], folder: Path, what: str, settings: Mapping[str, Any]) -> list[Tracker]:
@@ -52,13 +56,13 @@ def open_trackers(names: Sequence[str], folder: Path, what: str, settings: Mappi
     return [_OPEN[name](folder, what, settings) for name in names]
 
 
-def _module(name: str, tracker: str) -> Any:
+def _module(name: str, tracker: str, where: str = "") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
             f"The tracker {tracker} is not installed ({error})",
-            where="reward.trackers",
+            where=where or "trackers",
             cure=f"pip install {tracker}, or leave it out: log.jsonl has the same numbers",
         ) from None
 

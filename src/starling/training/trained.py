@@ -1,8 +1,17 @@
-"""What of a reward model is trained: all of it, its last layers, or low-rank adapters; the head always.
+"""What of a model is trained: all of it, its last layers, or low-rank adapters.
 
-Sources: the original trains everything, or the head alone; LoRA is arXiv 2106.09685 through peft. Departure from peft's own
+    type         reward model                    policy                                          critic with a trunk of its own
+    full         everything                      everything                                      everything
+    last_layers  the last n layers, the head     the last n layers, final norm, head             as the policy
+    lora         adapters in layers, the head    adapters in layers                              adapters in layers, its head
+
+A policy's input embeddings stay as they are unless they are tied to its head: then the one matrix is trained, at both ends.
+A small head on the policy's trunk is always trained.
+
+Sources: for a reward model the original trains everything, or the head alone; of the policy Starling's code trains the last 4
+layers, final norm, head and value head with embeddings frozen; LoRA is arXiv 2106.09685 through peft. Departure from peft's own
 recipe: the adapters are put into the model in place, so that its class, its forward pass and `ScalarHead` stay what they are,
-and the head is an ordinary trained parameter that is saved with them (its loss on reload is the usual complaint).
+and a reward head is an ordinary trained parameter that is saved with them (its loss on reload is the usual complaint).
 """
 
 from __future__ import annotations
@@ -34,8 +43,18 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return longest
 
 
+def all_layers_of(module: nn.Module) -> list[nn.Module]:
+    """The transformer layers of every transformers model in a module, e.g. those of a policy and of its critic's own trunk."""
+    models = [m for m in module.modules() if hasattr(m, "config")]
+    inner = {id(part) for m in models for part in m.modules() if part is not m}
+    outermost = [m for m in models if id(m) not in inner]
+    return [layer for model in outermost or [module] for layer in layers_of(model)]
+
+
 def head_names(model: Any) -> set[str]:
     """Names of the parameters that a language model does not have: the classifier, and a pooler inside an encoder."""
+    if _is_language_model(model):
+        return set()
     prefix = f"{model.base_model_prefix}."
     return {n for n, _ in model.named_parameters() if not n.startswith(prefix) or "pooler." in n.removeprefix(prefix)}
 
@@ -44,7 +63,8 @@ class TrainedPart:
     """Chooses what is trained in `model`, in place; afterwards `requires_grad` says it.
 
     Args:
-        model: a transformers model for sequence classification.
+        model: a transformers model for sequence classification, a causal language model, or an actor, i.e. a module with a
+            `policy` and a `critic`.
         settings: what to train.
         seed: of the adapters' initial values.
 
@@ -53,27 +73,33 @@ class TrainedPart:
     """
 
     def __init__(self, model: Any, settings: Trained, seed: int) -> None:
-        self._model = model
+        own_critic = getattr(getattr(model, "critic", None), "model", None)
+        parts = [model.policy, *([own_critic] if own_critic is not None else [])] if hasattr(model, "policy") else [model]
+        self._model = parts[0]  # what is saved
         self._settings = settings
-        self._tuner: LoraModel | None = None
-        head = head_names(model)
+        self._tuners: list[LoraModel] = []
+        policy = _is_language_model(parts[0])
+        where = "policy.trained" if policy else "reward.trained"
         if isinstance(settings, FullTraining):
             return
-        if isinstance(settings, LastLayers):
-            kept = _last(model, settings.layers)
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name in head or id(parameter) in kept)
-            return
-        self._tuner = _with_adapters(model, settings, seed)
-        for name, parameter in model.named_parameters():
-            if name in head:
-                parameter.requires_grad_(True)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for part in parts:
+                head = head_names(part)
+                if isinstance(settings, LastLayers):
+                    kept = _last(part, settings.layers, where) | (_behind(part) if policy else set())
+                else:
+                    self._tuners.append(_with_adapters(part, settings, where))
+                    kept = {id(p) for p in part.parameters() if p.requires_grad}
+                for name, parameter in part.named_parameters():
+                    parameter.requires_grad_(name in head or id(parameter) in kept)
 
     def finish(self) -> None:
         """Merge adapters into the weights and remove them, unless they are to be saved; call once, after training."""
-        if self._tuner is not None and not self.saves_adapter:
-            self._tuner.merge_and_unload()
-            self._tuner = None
+        if not self.saves_adapter:
+            for tuner in self._tuners:
+                tuner.merge_and_unload()
+            self._tuners = []
 
     @property
     def saves_adapter(self) -> bool:
@@ -81,15 +107,15 @@ class TrainedPart:
         return isinstance(self._settings, LoRA) and self._settings.save == "adapter"
 
     def save_adapter(self, folder: Path, base: Path) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, which peft opens on the model in `base`."""
+        """Write adapter_config.json and adapter_model.safetensors, which peft opens on the model in `base`; of an actor, the
+        policy's."""
         from safetensors.torch import save_file
 
-        assert self._tuner is not None
-        config = self._tuner.peft_config[_ADAPTER]
+        config = self._tuners[0].peft_config[_ADAPTER]
         head = head_names(self._model)
         config.base_model_name_or_path = str(base)
-        config.task_type = "SEQ_CLS"
-        config.modules_to_save = sorted({n.rpartition(".")[0] for n in head})
+        config.task_type = "CAUSAL_LM" if _is_language_model(self._model) else "SEQ_CLS"
+        config.modules_to_save = sorted({n.rpartition(".")[0] for n in head}) or None
         config.inference_mode = True
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -131,19 +157,49 @@ def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _last(model: nn.Module, count: int) -> set[int]:
+def _is_language_model(model: Any) -> bool:
+    """Whether it predicts tokens, so that its head is no addition to it."""
+    return getattr(model, "get_output_embeddings", lambda: None)() is not None
+
+
+def _last(model: nn.Module, count: int, where: str) -> set[int]:
     """Identities of the parameters of the last `count` layers."""
     layers = layers_of(model)
     if count > len(layers):
         raise ConfigError(
             f"The model has {len(layers)} layers, {count} are to be trained",
-            where="reward.trained.layers",
+            where=f"{where}.layers",
             cure="lower it, or train everything with { type = 'full' }",
         )
     return {id(p) for layer in layers[len(layers) - count :] for p in layer.parameters()}
 
 
-def _with_adapters(model: Any, settings: LoRA, seed: int) -> LoraModel:
+def _behind(model: Any) -> set[int]:
+    """Identities of the parameters of what runs after the last layer (final norm, head), found by running two tokens.
+
+    Neither names nor the order in which a class makes its parts tell: OPT makes its final norm first, Bloom has a norm in front.
+    """
+    layers = layers_of(model)
+    inside = {id(part) for layer in layers for part in layer.modules()}
+    found: set[int] = set()
+    past: list[bool] = []
+
+    def ran(part: nn.Module, _: Any) -> None:
+        if past:
+            found.update(id(p) for p in part.parameters(recurse=False))
+
+    handles = [part.register_forward_pre_hook(ran) for part in model.modules() if id(part) not in inside]
+    handles += [layer.register_forward_hook(lambda *_: past.append(True)) for layer in layers[-1:]]
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[0, 1]], device=next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _with_adapters(model: Any, settings: LoRA, where: str) -> LoraModel:
     from peft import LoraConfig, LoraModel
     from transformers.pytorch_utils import Conv1D
 
@@ -154,7 +210,7 @@ def _with_adapters(model: Any, settings: LoRA, seed: int) -> LoraModel:
     if not chosen or not chosen <= linear:
         raise ConfigError(
             f"The model's layers have no linear layer named {', '.join(sorted(chosen - linear)) or 'anything'}",
-            where="reward.trained.target_modules",
+            where=f"{where}.target_modules",
             cure=f"choose from {', '.join(sorted(linear)) or 'another backbone'}",
         )
     meant = [name for name, part in linears if id(part) in inside and _last_word(name) in chosen]
@@ -167,9 +223,7 @@ def _with_adapters(model: Any, settings: LoRA, seed: int) -> LoraModel:
         target_modules=meant if elsewhere else sorted(chosen),
         fan_in_fan_out=any(isinstance(part, Conv1D) for _, part in linears),  # gpt2 stores its linear layers transposed
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LoraModel(model, {_ADAPTER: config}, _ADAPTER)
+    return LoraModel(model, {_ADAPTER: config}, _ADAPTER)
 
 
 def _last_word(name: str) -> str:

@@ -17,18 +17,11 @@ SIGTERM and SIGINT finish the step, save a checkpoint and then interrupt; the se
 
 from __future__ import annotations
 
-import json
-import os
-import resource
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -39,7 +32,10 @@ from starling.progress import SILENT, Progress
 from starling.records import content_hash
 from starling.training import checkpoint
 from starling.training.engine import Engine
+from starling.training.interrupt import Interrupt
+from starling.training.logbook import Logbook, memory_mib
 from starling.training.plan import Plan
+from starling.training.step import Batches, accumulate, agreed, among_others, refuse
 from starling.training.trackers import Tracker
 
 
@@ -115,7 +111,9 @@ class Trainer:
         self.trackers = trackers if engine.first else ()
         self.state = State()
         self._pending: list[torch.Tensor] = []
-        self._interrupted = False
+        self._interrupt = Interrupt()
+        self._stop = False
+        """Whether any process was asked to."""
         self._began = time.monotonic()
         self._tokens = 0
 
@@ -132,69 +130,52 @@ class Trainer:
         """
         progress = progress if self.engine.first else SILENT
         done = self._resume(resumed)
-        self._began = time.monotonic()
-        progress.advance(done)
-        try:
-            with self._interruptible(), self._log() as log:
-                for step in range(done + 1, len(self.plan) + 1):
-                    if self.state.stopped:
-                        break
-                    note = self._go(step, log)
-                    progress.advance(1, note)
-        finally:  # what they hold back would be lost with an interruption
-            for tracker in self.trackers:
-                tracker.close()
+        with Logbook(self.folder, self.engine.first, self.state.log_bytes, self.trackers) as log, self._interrupt:
+            self.engine.wait()
+            self._began = time.monotonic()
+            progress.advance(done)
+            for step in range(done + 1, len(self.plan) + 1):
+                if self.state.stopped:
+                    break
+                note = self._go(step, log)
+                progress.advance(1, note)
         return self.state
 
-    def _go(self, step: int, log: BinaryIO) -> str:
+    def _go(self, step: int, log: Logbook) -> str:
         """One step and whatever is due after it; returns a note for the progress."""
         last = step == len(self.plan)
         note = ""
-        try:
+        with among_others(self.engine, f"step {step}"):
             self._step(step)
             self.state.steps = step
             if step % self.rules.log_steps == 0 or last:
                 note = self._write_rows(step, log)
             if step % self.rules.eval_steps == 0 or last:
                 self._evaluate(step, log)
-            if self._interrupted or step % self.rules.checkpoint_steps == 0 or last or self.state.stopped:
+            if self._stop or step % self.rules.checkpoint_steps == 0 or last or self.state.stopped:
                 self._save(step, log)
-        except RuntimeError as error:
-            if self.engine.ranks > 1 and _is_lost(error):
-                raise TrainingError(
-                    f"Another process of this training has ended: {str(error).splitlines()[0][:200]}",
-                    where=f"process {self.engine.rank} of {self.engine.ranks}, step {step}",
-                    cure="see what the other one said; the same command goes on from the last checkpoint",
-                ) from error
-            raise
-        if self._interrupted:
+        if self._stop:
             raise KeyboardInterrupt
         return note
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _step(self, step: int) -> None:
-        engine = self.engine
+        engine, names = self.engine, self.task.metrics
         batches = self.plan.batches(step)[engine.rank]
         engine.module.train()
         # of adapters' dropout; nothing else draws
         torch.manual_seed(int(content_hash([self.plan.seed, step, engine.rank], 15), 16))
         self.task.begin(self.plan.items(step), step)
-        losses: list[torch.Tensor] = []
-        sums = torch.zeros(1 + len(self.task.metrics), device=engine.device)
-        for i, items in enumerate(batches):
-            last = i == len(batches) - 1
-            with engine.micro_batch(last):
-                if items:
-                    loss, metrics = self.task.loss(engine.model, items, step)
-                    sums += torch.stack([loss.detach(), *(metrics[name] for name in self.task.metrics)])
-                else:  # others have more to do, and need this process for it
-                    loss = 0.0 * self.task.one_pass(engine.model)
-                losses.append(loss.detach())
-                loss = engine.even_out(loss, lambda: self.task.one_pass(engine.model))
-                if last:
-                    self._agree(step, batches, losses)
-                engine.backward(loss)
+
+        def loss_of(items: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+            loss, metrics = self.task.loss(engine.model, items, step)
+            return loss, torch.stack([metrics[name] for name in names])
+
+        def agree(batches: Batches, losses: list[torch.Tensor], full: bool) -> None:
+            self._agree(step, batches, losses, full)
+
+        sums = accumulate(engine, batches, loss_of, lambda: self.task.one_pass(engine.model), 1 + len(names), agree)
         try:
             norm, rate = engine.update()
         except TrainingError as error:
@@ -203,25 +184,17 @@ class Trainer:
         once = torch.tensor([rate, norm], device=sums.device, dtype=torch.float64) / engine.ranks  # the same on all
         self._pending.append(torch.cat([sums.double(), once]))
 
-    def _agree(self, step: int, batches: Sequence[Sequence[int]], losses: list[torch.Tensor]) -> None:
+    def _agree(self, step: int, batches: Batches, losses: list[torch.Tensor], full: bool = False) -> None:
         """Before anything is updated: is any loss not finite, has any process been asked to stop?"""
-        bad = ~torch.stack(losses).isfinite()
-        said = self.engine.largest(torch.stack([bad.any(), torch.tensor(self._interrupted, device=bad.device)]).int()).tolist()
-        self._interrupted = bool(said[1])
-        if said[0]:
-            where = bad.nonzero().flatten().tolist()
+        _, bad, self._stop = agreed(self.engine, losses, full, self._interrupt.asked)
+        if bad:
+            where = [i for i, loss in enumerate(losses) if not bool(loss.isfinite())]
             values = self.engine.gathered([float(losses[i]) for i in where])
             self._refuse(step, [item for i in where for item in batches[i]], f"The loss is {values[0]}")
 
     def _refuse(self, step: int, items: Sequence[int], what: str) -> NoReturn:
         """Say which items it happened on, and stop; all processes together."""
-        names = self.engine.gathered([self.task.name(i) for i in items])
-        path = self.folder / "non_finite.json"
-        if self.engine.first:
-            path.write_text(json.dumps({"step": step, "prompt_ids": names}, indent=1), encoding="utf-8")
-        raise TrainingError(
-            what, where=f"step {step}; its prompts are in {path}", cure="lower the learning rate; look at those prompts"
-        )
+        refuse(self.engine, self.folder, [self.task.name(i) for i in items], what, f"step {step}", {"step": step})
 
     # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -231,27 +204,24 @@ class Trainer:
             self.state.rows += self.engine.total(torch.stack(self._pending)).tolist()
             self._pending.clear()
 
-    def _write_rows(self, step: int, log: BinaryIO) -> str:
+    def _write_rows(self, step: int, log: Logbook) -> str:
         self._reduce()
         names = ("loss", *self.task.metrics, "learning_rate", "grad_norm")
         rows = self.state.rows
         means = {name: sum(row[i] for row in rows) / len(rows) for i, name in enumerate(names)}
         self.state.rows = []
-        _write(log, {"step": step, **means})
+        log.write({"step": step, **means})
         seconds = max(time.monotonic() - self._began, 1e-9)
         speed = {
-            "seconds": seconds, "tokens_per_second": self._tokens / seconds, "memory_mib": _memory_mib(self.engine.device)
+            "seconds": seconds, "tokens_per_second": self._tokens / seconds, "memory_mib": memory_mib(self.engine.device)
         }  # fmt: skip
         self._began, self._tokens = time.monotonic(), 0
-        if self.engine.first:
-            with (self.folder / "speed.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **speed}) + "\n")
-        for tracker in self.trackers:
-            tracker.log(means | speed, step)
+        log.speed({"step": step, **speed})
+        log.show(means | speed, step)
         shown = [f"{name} {means[name]:.3f}" for name in ("loss", *self.task.metrics[:1])]
         return " · ".join([*shown, f"{speed['tokens_per_second']:,.0f} tokens/s"])
 
-    def _evaluate(self, step: int, log: BinaryIO) -> None:
+    def _evaluate(self, step: int, log: Logbook) -> None:
         """Numbers on validation, whether they are the best so far, and whether it is time to stop."""
         self.engine.module.eval()
         found = self.engine.told(self.task.evaluate(self.engine.model, self.engine))
@@ -259,9 +229,8 @@ class Trainer:
             return
         state, metric = self.state, self.rules.metric
         state.evaluation = found
-        _write(log, {"step": step, "validation": found})
-        for tracker in self.trackers:
-            tracker.log({f"validation/{name}": value for name, value in found.items()}, step)
+        log.write({"step": step, "validation": found})
+        log.show({f"validation/{name}": value for name, value in found.items()}, step)
         sign = -1.0 if metric == "loss" else 1.0
         if not state.best or sign * found[metric] > sign * state.best[metric]:
             state.best, state.best_step, state.without_better = found, step, 0
@@ -277,63 +246,22 @@ class Trainer:
 
     # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _save(self, step: int, log: BinaryIO) -> None:
+    def _save(self, step: int, log: Logbook) -> None:
         self._reduce()
-        if self.engine.first:
-            log.flush()
-            os.fsync(log.fileno())
-            self.state.log_bytes = log.tell()
+        self.state.log_bytes = log.saved()
         folder, engine = self.folder / "checkpoints", self.engine
         extra = asdict(self.state)
         checkpoint.save(folder, step, {"weights": engine}, engine.states, extra, key=self.key, write=engine.first)
         engine.wait()  # nobody goes on, or ends, before it is there
 
     def _resume(self, path: Path | None) -> int:
-        """Steps done; the log is cut back to what it was then."""
-        step = 0
-        if path is not None:
-            step, extra = checkpoint.load_modules(path, {}, key=self.key)
-            checkpoint.load_states(path, self.engine.states)
-            self.state = State(**extra)
-        if self.engine.first:
-            with (self.folder / "log.jsonl").open("ab") as log:
-                if log.tell() < self.state.log_bytes:
-                    raise TrainingError(
-                        "Lines of the log are gone that the checkpoint was saved with",
-                        where=str(self.folder / "log.jsonl"),
-                        cure="restore the file, or delete the folder of checkpoints to start this training anew",
-                    )
-                log.truncate(self.state.log_bytes)
-        self.engine.wait()
+        """Steps done."""
+        if path is None:
+            return 0
+        step, extra = checkpoint.load_modules(path, {}, key=self.key)
+        checkpoint.load_states(path, self.engine.states)
+        self.state = State(**extra)
         return step
-
-    def _log(self) -> BinaryIO:
-        return (self.folder / "log.jsonl").open("ab") if self.engine.first else open(os.devnull, "ab")
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Signals are remembered until the end of the step; the handlers of before are there again after the first one."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before: dict[int, Any] = {}
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            before.clear()
-
-        def remember(number: int, frame: Any) -> None:
-            self._interrupted = True
-            if number == signal.SIGINT:  # a second Ctrl-C is meant
-                restore()
-
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, remember)
-            yield
-        finally:
-            restore()
 
 
 def newest(folder: Path, accelerator: Accelerator) -> Path | None:
@@ -356,26 +284,3 @@ def best(folder: Path, state: State) -> Path:
             cure='set reward.keep to "last", or delete the folder of checkpoints to start this training anew',
         )
     return path
-
-
-# ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _write(log: BinaryIO, row: Mapping[str, Any]) -> None:
-    log.write(json.dumps(row).encode() + b"\n")
-
-
-def _memory_mib(device: torch.device) -> float:
-    """Most memory in use so far: the device's, or this process's."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 1024)
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Whether an error means that another process is gone."""
-    text = str(error)
-    return isinstance(error, torch.distributed.DistError) or any(
-        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
-    )
