@@ -140,6 +140,7 @@ def _llama(config: Mapping[str, Any]) -> Shape:
     queries, keys = heads * head_dim, kv_heads * head_dim
     bias = bool(config.get("attention_bias", False))
     qkv_bias, mlp_bias = bias or family.qkv_bias, bool(config.get("mlp_bias", False))
+    first: tuple[Linear, ...]
     if family.fused:
         first = (Linear("qkv_proj", hidden, queries + 2 * keys), Linear("gate_up_proj", hidden, 2 * inner))
     else:
