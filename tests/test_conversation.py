@@ -20,8 +20,8 @@ from starling.conversation import Conversation, Speaker, talk
 from starling.errors import InputError
 from starling.records import Message, Sampling
 
-GREEDY = Sampling(temperature=0.0, max_tokens=40)
-WARM = Sampling(temperature=1.0, max_tokens=40)
+GREEDY = Sampling(temperature=0.0, max_tokens=24)
+WARM = Sampling(temperature=1.0, max_tokens=24)
 ASKED = (Message(role="user", content="name three animals"),)
 
 
@@ -155,10 +155,10 @@ def test_an_error_is_told_to_a_person_and_raised_in_a_pipe(speaker: Speaker) -> 
 def test_commands(speaker: Speaker, tmp_path: Path) -> None:
     file = tmp_path / "said.jsonl"
     one = Conversation(speaker, GREEDY)
+    save = f"/save {file}"
     screen = Screen(
-        f"/save {file}", "hello there", f"/save {file}", "/system be kind", "hello there", "", "/temperature 0.5",
-        f"/save {file}", "hello there", f"/save {file}", "/reset", "/system", "/temperature warm", "/temperature nan", "/temperature -1", "/shout",
-        f"/save {tmp_path}",
+        save, "hello there", save, "/system be kind", "hello there", "", "/temperature 0.5", save, "hello there", save, "/reset",
+        "/system", "/temperature warm", "/temperature nan", "/temperature -1", "/shout", f"/save {tmp_path}",
     ).run(one)  # fmt: skip
     told = screen.told
     assert told[0] == "nothing has been said yet"
