@@ -51,8 +51,9 @@ class Shape:
     """Of one layer."""
     norms: int
     """Other parameters of one layer."""
-    outside: int
-    """Parameters outside the layers that are neither token embeddings nor head: final norm, learned positions."""
+    final_norm: int
+    positions: int
+    """Parameters of learned positions."""
     context: int | None
     """Most positions."""
 
@@ -68,7 +69,7 @@ class Shape:
     @property
     def trunk(self) -> int:
         """Without any head."""
-        return self.embedding + self.layers * self.layer + self.outside
+        return self.embedding + self.layers * self.layer + self.final_norm + self.positions
 
     @property
     def causal(self) -> int:
@@ -155,7 +156,7 @@ def _llama(config: Mapping[str, Any]) -> Shape:
         kind=config["model_type"], hidden=hidden, layers=config["num_hidden_layers"], heads=heads, kv_heads=kv_heads,
         head_dim=head_dim, inner=inner, vocab=config["vocab_size"], tied=config.get("tie_word_embeddings", family.tied),
         linears=(*first, Linear("o_proj", queries, hidden, bias), Linear("down_proj", inner, hidden, mlp_bias)),
-        norms=norms, outside=hidden, context=config.get("max_position_embeddings"),
+        norms=norms, final_norm=hidden, positions=0, context=config.get("max_position_embeddings"),
     )  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def _gpt2(config: Mapping[str, Any]) -> Shape:
             Linear("c_attn", hidden, 3 * hidden, True), Linear("c_proj", hidden, hidden, True),
             Linear("c_fc", hidden, inner, True), Linear("c_proj", inner, hidden, True),
         ),
-        norms=4 * hidden, outside=2 * hidden + positions * hidden, context=positions,
+        norms=4 * hidden, final_norm=2 * hidden, positions=positions * hidden, context=positions,
     )  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def _opt(config: Mapping[str, Any]) -> Shape:
         kv_heads=config["num_attention_heads"], head_dim=hidden // config["num_attention_heads"], inner=inner,
         vocab=config["vocab_size"], tied=config.get("tie_word_embeddings", True),
         linears=(*attention, Linear("fc1", hidden, inner, bias), Linear("fc2", inner, hidden, bias)),
-        norms=4 * hidden, outside=2 * hidden + (positions + 2) * hidden, context=positions,
+        norms=4 * hidden, final_norm=2 * hidden, positions=(positions + 2) * hidden, context=positions,
     )  # fmt: skip
 
 

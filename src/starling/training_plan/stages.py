@@ -115,9 +115,6 @@ def _reward_cost(found: Rankings, settings: RewardSection, answer: float, looks:
 # ── the policy ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-_EVERYTHING = FullTraining(type="full")
-
-
 @dataclass(frozen=True)
 class _Models:
     """Shapes of a policy training; `judges` is how many reward models score each reply."""
@@ -130,9 +127,8 @@ class _Models:
     guards: int
 
     def trained(self, settings: PolicySection) -> list[tuple[Shape, Trained]]:
-        """Shapes that learn, and what of them does; a critic of its own learns with all its weights."""
-        policy: tuple[Shape, Trained] = (self.policy, settings.trained)
-        return [policy] if self.critic is None else [policy, (self.critic, _EVERYTHING)]
+        """Shapes that learn, and what of them does: of a critic of its own the same as of the policy."""
+        return [(shape, settings.trained) for shape in (self.policy, self.critic) if shape is not None]
 
 
 @dataclass(frozen=True)
@@ -181,10 +177,20 @@ def _models(config: Config) -> _Models:
 
 def _policy_trained(settings: PolicySection, models: _Models) -> tuple[int, int]:
     """Weights trained of the policy (with a critic's head on it), and of a critic of its own."""
-    shape = models.policy
-    head = 0 if shape.tied or isinstance(settings.trained, LoRA) else shape.embedding
-    shared = shared_critic(shape.hidden) if _has_shared_critic(settings) else 0
-    return trained_parameters(shape, settings.trained, head) + shared, models.critic.scalar if models.critic is not None else 0
+    shape, shared = models.policy, shared_critic(models.policy.hidden) if _has_shared_critic(settings) else 0
+    critic = 0
+    if models.critic is not None:
+        behind = models.critic.final_norm if isinstance(settings.trained, LastLayers) else 0
+        critic = trained_parameters(models.critic, settings.trained, models.critic.hidden) + behind
+    return _trained_of_policy(settings, shape) + shared, critic
+
+
+def _trained_of_policy(settings: PolicySection, shape: Shape) -> int:
+    if isinstance(settings.trained, FullTraining):
+        return shape.causal
+    if isinstance(settings.trained, LastLayers):  # and what runs after them; a tied head is the embedding matrix
+        return settings.trained.layers * shape.layer + shape.final_norm + shape.embedding
+    return shape.lora(settings.trained.rank, settings.trained.target_modules)
 
 
 def _has_shared_critic(settings: PolicySection) -> bool:
@@ -241,7 +247,7 @@ def _policy_flops(settings: PolicySection, models: _Models, prompt: float, reply
     filled = shape.layers * shape.layer_flops(asked * prompt, asked * prompt**2 / 2)
     head = shape.head_flops(batch.reply_tokens)
     forward = pass_flops(shape, None, False, batch.tokens, batch.pairs)
-    made = filled + forward + head + _reference_flops(settings, shape, batch)
+    made = filled + 2 * (forward + head)  # policy and reference
     made += models.judges * pass_flops(models.reward, None, False, batch.tokens, batch.pairs)
     # the head is tiled: its logits are computed again in the backward pass
     update = pass_flops(shape, settings.trained, again, batch.tokens, batch.pairs)
@@ -250,21 +256,13 @@ def _policy_flops(settings: PolicySection, models: _Models, prompt: float, reply
     learns = values
     if models.critic is not None:
         values = pass_flops(models.critic, None, False, batch.tokens, batch.pairs)
-        learns = pass_flops(models.critic, _EVERYTHING, again, batch.tokens, batch.pairs)
+        learns = pass_flops(models.critic, settings.trained, again, batch.tokens, batch.pairs)
         made += values
         update += learns
     alone = min(settings.critic.pretrain, settings.iterations) if values else 0
     gate = values if values and settings.critic.gate is not None else 0.0
     steps = settings.epochs * (alone * learns + (settings.iterations - alone) * (update + gate))
     return settings.iterations * made + steps + evaluations(settings) * _evaluation_flops(settings, models, prompt, reply)
-
-
-def _reference_flops(settings: PolicySection, shape: Shape, batch: _Batch) -> float:
-    """The policy as it began: its last layers alone where only they are trained, on states that the policy's pass has made."""
-    whole = pass_flops(shape, None, False, batch.tokens, batch.pairs)
-    if isinstance(settings.trained, LastLayers):
-        whole *= min(settings.trained.layers, shape.layers) / shape.layers
-    return whole + shape.head_flops(batch.reply_tokens)
 
 
 def _evaluation_flops(settings: PolicySection, models: _Models, prompt: float, reply: float) -> float:
@@ -274,7 +272,7 @@ def _evaluation_flops(settings: PolicySection, models: _Models, prompt: float, r
     first = 2 * settings.eval_prompts
     filled = models.policy.layers * models.policy.layer_flops(first * prompt, first * prompt**2 / 2)
     scored = (models.judges + models.guards) * pass_flops(models.reward, None, False, batch.tokens, batch.pairs)
-    return filled + policy + _reference_flops(settings, models.policy, batch) + scored
+    return filled + 2 * policy + scored
 
 
 def _drawn(settings: PolicySection, models: _Models, prompt: float, reply: float) -> tuple[Decoding, ...]:
@@ -291,22 +289,18 @@ def _policy_held(settings: PolicySection, models: _Models, prompt: float) -> lis
     more = adapters + (shared_critic(shape.hidden) if _has_shared_critic(settings) else 0)
     held = _weights(shape, shape.causal + more, policy, settings, bf16)
     if models.critic is not None:
-        own = _weights(models.critic, models.critic.scalar, critic, settings, bf16)
+        added = critic - models.critic.hidden if isinstance(settings.trained, LoRA) else 0
+        own = _weights(models.critic, models.critic.scalar + added, critic, settings, bf16)
         held += [replace(part, what=f"critic: {part.what}") for part in own]
-    last = (
-        settings.trained.layers * shape.layer + (0 if shape.tied else shape.embedding)
-        if isinstance(settings.trained, LastLayers)
-        else 0
-    )
-    copy = shape.causal if isinstance(settings.trained, FullTraining) else last  # adapters are switched off instead
-    held.append(Held("reference", 4.0 * copy))
+    copied = 0 if isinstance(settings.trained, LoRA) else _trained_of_policy(settings, shape)  # adapters are switched off instead
+    held.append(Held("reference", (2.0 if bf16 else 4.0) * copied))
     held.append(Held("reward models", 4.0 * (models.judges + models.guards) * models.reward.scalar))
     if not isinstance(settings.engine, ServerEngine):
         row = (prompt + settings.sampling.max_tokens) * shape.cache_bytes(2)
         rows = (settings.sample_batch, max(settings.rollouts, settings.eval_prompts))
-        copied = Held("policy in bf16 to sample with", 2.0 * shape.causal)
+        half = Held("policy in bf16 to sample with", 2.0 * shape.causal)
         held += [
-            copied if bf16 else Held("whole policy to sample with", 4.0 * shape.causal, several=True),
+            half if bf16 else Held("whole policy to sample with", 4.0 * shape.causal, several=True),
             Held("keys and values", row, when="sampling", rows=rows),
         ]
     held.append(Held("activations", _activations(models.trained(settings), settings, _again(settings)), when="update"))
