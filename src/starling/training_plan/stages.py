@@ -262,24 +262,38 @@ def _policy_flops(settings: PolicySection, models: _Models, prompt: float, reply
     alone = min(settings.critic.pretrain, settings.iterations) if values else 0
     gate = values if values and settings.critic.gate is not None else 0.0
     steps = settings.epochs * (alone * learns + (settings.iterations - alone) * (update + gate))
-    return settings.iterations * made + steps + evaluations(settings) * _evaluation_flops(settings, models, prompt, reply)
+    watched = evaluations(settings) * _evaluation_flops(settings, models, prompt, reply)
+    return settings.iterations * made + steps + watched + _best_of_n_flops(settings, models, prompt, reply)
 
 
 def _evaluation_flops(settings: PolicySection, models: _Models, prompt: float, reply: float) -> float:
-    """Sampled and greedy replies are read by policy, reference, reward models and guard."""
+    """Of each: sampled and greedy replies are read by policy, reference, the run's reward model and the guard."""
     batch = reply_batch(2 * settings.eval_prompts, 1, False, prompt, reply)
     policy = pass_flops(models.policy, None, False, batch.tokens, batch.pairs) + models.policy.head_flops(batch.reply_tokens)
     first = 2 * settings.eval_prompts
     filled = models.policy.layers * models.policy.layer_flops(first * prompt, first * prompt**2 / 2)
-    scored = (models.judges + models.guards) * pass_flops(models.reward, None, False, batch.tokens, batch.pairs)
+    scored = (1 + models.guards) * pass_flops(models.reward, None, False, batch.tokens, batch.pairs)
     return filled + 2 * policy + scored
+
+
+def _best_of_n_flops(settings: PolicySection, models: _Models, prompt: float, reply: float) -> float:
+    """The base's replies for the curve of best-of-n, once, read by the run's reward model and the guard."""
+    count = settings.guard.best_of
+    if not count:
+        return 0.0
+    batch = reply_batch(settings.eval_prompts * count, count, settings.layout != "sequences", prompt, reply)
+    asked = settings.eval_prompts
+    filled = models.policy.layers * models.policy.layer_flops(asked * prompt, asked * prompt**2 / 2)
+    return filled + (1 + models.guards) * pass_flops(models.reward, None, False, batch.tokens, batch.pairs)
 
 
 def _drawn(settings: PolicySection, models: _Models, prompt: float, reply: float) -> tuple[Decoding, ...]:
     train = Decoding(
         settings.iterations, settings.rollouts, settings.sample_batch, prompt, reply, settings.sampling.max_tokens, models.policy
     )
-    return train, replace(train, rounds=2 * evaluations(settings), replies=settings.eval_prompts)
+    looks = replace(train, rounds=2 * evaluations(settings), replies=settings.eval_prompts)
+    best = replace(train, rounds=1, replies=settings.eval_prompts * settings.guard.best_of)
+    return (train, looks, best) if settings.guard.best_of else (train, looks)
 
 
 def _policy_held(settings: PolicySection, models: _Models, prompt: float) -> list[Held]:
