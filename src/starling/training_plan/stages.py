@@ -266,12 +266,12 @@ def _policy_flops(settings: PolicySection, models: _Models, prompt: float, reply
 
 
 def _evaluation_flops(settings: PolicySection, models: _Models, prompt: float, reply: float) -> float:
-    """Sampled and greedy replies are read by policy, reference, reward models and guard."""
+    """Of each: sampled and greedy replies are read by policy, reference, the run's reward model and the guard."""
     batch = reply_batch(2 * settings.eval_prompts, 1, False, prompt, reply)
     policy = pass_flops(models.policy, None, False, batch.tokens, batch.pairs) + models.policy.head_flops(batch.reply_tokens)
     first = 2 * settings.eval_prompts
     filled = models.policy.layers * models.policy.layer_flops(first * prompt, first * prompt**2 / 2)
-    scored = (models.judges + models.guards) * pass_flops(models.reward, None, False, batch.tokens, batch.pairs)
+    scored = (1 + models.guards) * pass_flops(models.reward, None, False, batch.tokens, batch.pairs)
     return filled + 2 * policy + scored
 
 
