@@ -60,7 +60,7 @@ def test_the_commands_are_those_of_the_design(run: Run) -> None:
 
 def test_no_setting_has_a_flag_of_its_own(run: Run) -> None:
     allowed = {"--help", "--until", "--set", "--json", "--out", "--outcome", "--rows", "--greedy", "--seed", "--html"}
-    allowed |= {"--strict", "--base", "--dtype", "--host", "--port", "--name", "--key-env", "--template"}
+    allowed |= {"--strict", "--base", "--dtype", "--host", "--port", "--name", "--key-env", "--template", "--against"}
     seen: set[str] = set()
     leaves = [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"]]
     leaves += [["serve-reward"], ["export-reward"]]
