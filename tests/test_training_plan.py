@@ -205,7 +205,7 @@ def test_a_guard_takes_its_share_of_the_rankings(tmp_path: Path) -> None:
 
 SMALL = (
     "rollouts = 8\nminibatches = 2\nepochs = 3\niterations = 10\neval_every = 4\neval_prompts = 5\nmicro_tokens = 100\n"
-    "sample_batch = 6\nsampling = { max_tokens = 20 }\n"
+    "sample_batch = 6\nsampling = { max_tokens = 20 }\nguard = { best_of = 0 }\n"
 )
 
 
@@ -298,9 +298,20 @@ def test_servers_that_sample_take_no_memory_here(tmp_path: Path) -> None:
 
 def test_further_reward_models_and_a_guard_are_held_and_asked(tmp_path: Path) -> None:
     one = needs(settings(tmp_path, SMALL), "policy")
-    three = needs(settings(tmp_path, SMALL + 'shaping = { models = ["x"] }\nguard = { model = "y" }'), "policy")
+    watched = SMALL.replace("best_of = 0", 'model = "y", best_of = 0')
+    three = needs(settings(tmp_path, watched + 'shaping = { models = ["x"] }'), "policy")
     assert held(three)["reward models"] == 3 * held(one)["reward models"]
     assert three.flops[0] > one.flops[0]
+
+
+def test_the_curve_of_best_of_n_is_drawn_once(tmp_path: Path) -> None:
+    none = needs(settings(tmp_path, SMALL), "policy")
+    three = needs(settings(tmp_path, SMALL.replace("best_of = 0", "best_of = 3")), "policy")
+    assert facts(three)["replies sampled to evaluate"][0] - facts(none)["replies sampled to evaluate"][0] == 15
+    prompts_once = 3 * (2 * WEIGHTS * 5 * 10 + 4 * 8 * 5 * 50)
+    read = 3 * (2 * WEIGHTS * (5 * 10 + 15 * 20) + 4 * 8 * (5 * 50 + 15 * (200 + 200)))
+    assert three.flops[0] - none.flops[0] == pytest.approx(prompts_once + read)
+    assert [one.replies for one in three.decoding[0]] == [8, 5, 15]
 
 
 # ── what is not known ────────────────────────────────────────────────────────────────────────────────────────────────
