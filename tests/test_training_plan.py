@@ -422,7 +422,11 @@ def test_a_plan_is_made_without_models_and_data_and_a_run_is_not() -> None:
 def test_only_what_is_missing_is_excused(tmp_path: Path) -> None:
     """A folder that is there and is no model is an error in the plan too."""
     config = settings(tmp_path)
-    assert [gone.where for gone in plan.absent(config, ["reward", "policy"])] == []
+    todo = ["reward", "policy"]
+    assert plan.absent(config, todo) == []
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"backbone": "gone"})})
+    plan.check(config, todo, plan.absent(config, todo))
     (tmp_path / "model" / "config.json").unlink()
+    assert [gone.where for gone in plan.absent(config, todo)] == ["reward.backbone"]
     with pytest.raises(InputError, match="no transformers model"):
-        plan.check(config, ["reward", "policy"], plan.absent(config, ["reward", "policy"]))
+        plan.check(config, todo, plan.absent(config, todo))
