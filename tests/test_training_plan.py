@@ -304,6 +304,34 @@ def test_further_reward_models_and_a_guard_are_held_and_asked(tmp_path: Path) ->
     assert three.flops[0] > one.flops[0]
 
 
+@pytest.mark.parametrize("trunk", ["own", "shared"])
+@pytest.mark.parametrize("trained", ['"full"', '"last_layers", layers = 1', '"lora", rank = 2'])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_the_trained_parameters_of_an_actor(
+    name: str, trained: str, trunk: str, backbone: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Counted on the real policy and critic, with tied embeddings and without."""
+    from starling.models.actor import build_actor
+    from starling.models.load import load_causal, load_tokenizer
+    from starling.training.trained import TrainedPart
+
+    chosen = f'algorithm = "ppo"\ntrained = {{ type = {trained} }}\ncritic = {{ trunk = "{trunk}", start = "policy" }}'
+    config = settings(tmp_path, SMALL + chosen)
+    config = config.model_copy(update={"policy": config.policy.model_copy(update={"base": str(backbone(name))})})
+    folder = backbone(name)
+    actor = build_actor(load_causal(folder), config.policy.critic, folder, folder, 0, load_tokenizer(folder))
+    TrainedPart(actor, config.policy.trained, 0)
+    counted = facts(needs(config, "policy"))
+    planned = counted["trained of the policy"][0] + counted.get("trained of the critic", (0, 0))[0]
+    assert planned == sum(p.numel() for p in actor.parameters() if p.requires_grad)
+
+
+def test_logits_are_tiled_as_the_head_does() -> None:
+    from starling.models import lm_head
+
+    assert cost.LOGITS_AT_ONCE == lm_head.TILE_LOGITS
+
+
 def test_the_curve_of_best_of_n_is_drawn_once(tmp_path: Path) -> None:
     none = needs(settings(tmp_path, SMALL), "policy")
     three = needs(settings(tmp_path, SMALL.replace("best_of = 0", "best_of = 3")), "policy")
