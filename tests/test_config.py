@@ -87,6 +87,7 @@ def test_a_run_on_imported_data_needs_little(tmp_path: Path) -> None:
         ("reward.loss=bradley_terry", lambda c: c.reward.loss == BradleyTerry(type="bradley_terry")),
         ('reward.loss={type="bradley_terry", pairs="random"}', lambda c: c.reward.loss.pairs == "random"),
         ("reward.loss.ties=strict", lambda c: c.reward.loss == PlackettLuce(type="plackett_luce", ties="strict")),
+        ('policy={samples_per_prompt=2, algorithm={type="rloo", clip="none"}}', lambda c: c.policy.algorithm.clip is None),
         ("policy.algorithm.lam=0.5", lambda c: c.policy.algorithm == APA(type="apa", lam=0.5)),
     ],
 )
@@ -112,6 +113,7 @@ def test_a_part_given_in_part_keeps_its_own_defaults(tiny: Path) -> None:
 BAD = [
     ("reward.learning_rte=1", "did you mean 'reward.optimizer.learning_rate'?"),
     ("rewrd.epochs=1", "'rewrd'; did you mean 'reward'?"),
+    ('policy.kl={type="adaptive", horizon=50}', "kl.horizon = 50 must be above a fifth of rollouts = 256"),
     ("run.sed=1", "'run.sed'; did you mean 'seed'?"),
     ("in_flight=3", "did you mean 'models.<name>.in_flight'?"),
     ("models.b.in_flght=1", "did you mean 'in_flight'?"),

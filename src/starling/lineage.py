@@ -27,6 +27,9 @@ from starling.records import content_hash
 
 MICROWORLD_BASE = "microworld:base"
 
+GUARD_FOLDER = "guard"
+"""Inside the reward artifact: the second reward model of `reward.guard_fraction`."""
+
 KEY_VERSION = 1
 """Raised when a change of the code makes every artifact out of date."""
 
@@ -35,7 +38,10 @@ SPEED = {
     "pool": _MODEL_SPEED,
     "judge": _MODEL_SPEED,
     "reward": {"checkpoint_steps", "gradient_checkpointing", "micro_tokens", "trackers"},
-    "policy": {"checkpoint_every"},
+    "policy": {
+        "checkpoint_every", "gradient_checkpointing", "micro_tokens", "trackers",
+        "api_key_env", "attempts", "in_flight", "timeout", "urls", "weights",
+    },
 }
 """Settings that are no part of a key, by section: they change how fast a result comes, not what it is."""
 
@@ -120,7 +126,7 @@ def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
             for part in section.split("."):
                 value = getattr(value, part, None)
             value = _dump(value)
-        found[section] = _content_for_paths(_without(value, SPEED.get(section, set())))
+        found[section] = _content_for_paths(without(value, SPEED.get(section, set())))
     return found
 
 
@@ -128,10 +134,10 @@ def _dump(value: Any) -> Any:
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
-def _without(value: Any, names: set[str]) -> Any:
+def without(value: Any, names: set[str]) -> Any:
     if not isinstance(value, dict):
         return value
-    return {k: _without(v, names) for k, v in value.items() if k not in names}
+    return {k: without(v, names) for k, v in value.items() if k not in names}
 
 
 def _content_for_paths(value: Any, section: str = "") -> Any:

@@ -28,7 +28,17 @@ from starling import imported, nectar, prompts, ranking, responses
 from starling.artifacts import Draft, RecordFile, drop_work, new_artifact, open_artifact, read_records, work_dir, write_records
 from starling.config import Config
 from starling.errors import ConfigError, UsageError
-from starling.lineage import MICROWORLD_BASE, Stage, Status, inputs_of, is_world, settings_read, stage_status, trains
+from starling.lineage import (
+    GUARD_FOLDER,
+    MICROWORLD_BASE,
+    Stage,
+    Status,
+    inputs_of,
+    is_world,
+    settings_read,
+    stage_status,
+    trains,
+)
 from starling.plan import check, require_shared
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Judgment, MergedRanking, Prompt, RankedPrompt, Response
@@ -211,7 +221,7 @@ def _reward(job: Job) -> None:
     job.draft.metrics.update(metrics)
     if guarded:
         found = train.train(
-            guard_rows, validation_rows, out=job.draft.path / guard.GUARD_FOLDER, work=job.scratch / guard.GUARD_FOLDER,
+            guard_rows, validation_rows, out=job.draft.path / GUARD_FOLDER, work=job.scratch / GUARD_FOLDER,
             seed=guard.guard_seed(job.seed), tracking=tracking / "guard", name="guard model", **common,
         )  # fmt: skip
         job.draft.metrics.update({f"guard/{name}": value for name, value in found.items()})

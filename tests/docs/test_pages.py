@@ -119,7 +119,7 @@ def test_every_setting_named_exists(name: str) -> None:
 
 def test_the_settings_shown_for_the_policy_are_valid(tmp_path: Path) -> None:
     shown = blocks("policy.md", "toml")
-    assert len(shown) == 2
+    assert shown
     for block in shown:
         (tmp_path / "shown.toml").write_text(f'[run]\ndir = "x"\n{block}\n', "utf-8")
         load_config(tmp_path / "shown.toml")
@@ -145,6 +145,48 @@ def test_the_numbers_of_starling_7b_are_the_plans() -> None:
             if row["device"].startswith(("8 x A100", "8 x H100")):
                 assert f"| {row['hours']} h" in table, row
                 assert f"{row['GB per GPU']:.0f} GB" in table, row
+
+
+def test_the_worked_reply_gets_the_reward_that_is_written() -> None:
+    from starling.config import ShapingSection
+    from starling.policy.shaping import Shaping
+
+    assert "(5 − 1) / 2 + 0.1 − 0.1 = 2." in page("honesty.md")
+    assert "min(2.1, −2) − 0.1 = −2.1" in page("honesty.md")
+    shaping = Shaping(ShapingSection(length_penalty=0.01, length_free=20), [{"mean": 1.0, "std": 2.0}])
+    found = shaping.shape([[5.0, 5.0]], [True, False], [30, 30], [list(range(30))] * 2)
+    assert found.reward_B == pytest.approx([2.0, -2.1])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "evaluations", "fall"), [(128, 3, 0.30), (128, 21, 0.46), (1000, 3, 0.11), (1000, 21, 0.16)]
+)
+def test_the_falls_that_count_are_those_that_are_written(prompts: int, evaluations: int, fall: float) -> None:
+    from starling.config import GuardSection
+    from starling.policy.guard import Guard
+
+    assert f"{fall:.2f}" in page("honesty.md")
+
+    def fired(last: float) -> bool:
+        guard = [0.0] * (evaluations - 1) + [-last]
+        rows = [{"iteration": i, "eval/score": i, "eval/guard": g, "eval/guard_se": prompts**-0.5} for i, g in enumerate(guard)]
+        return Guard(GuardSection(patience=1)).look(rows).fired
+
+    assert fired(fall + 0.006)
+    assert not fired(fall - 0.006)
+
+
+def test_the_check_shown_is_one_and_the_settings_shown_validate(tmp_path: Path) -> None:
+    import tomllib
+
+    from starling.config import PolicySection, RewardSection
+    from starling.policy.checks import Check
+
+    check = Check.model_validate_json(blocks("honesty.md", "json")[0])
+    assert (check.passes("HELLO"), check.passes("Hello")) == (True, False)
+    shown = tomllib.loads(blocks("honesty.md", "toml")[0])
+    RewardSection.model_validate(shown["reward"])
+    assert PolicySection.model_validate(shown["policy"]).guard.action == "stop"
 
 
 def test_every_benchmark_of_reward_models_is_explained() -> None:

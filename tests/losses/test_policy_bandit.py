@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from starling.losses.masked import LossOutputs
-from starling.losses.policy import apa, gae, kl_k1, p3o, ppo, rloo, rloo_advantages
+from starling.losses.policy import KLEstimator, apa, gae, kl_k1, kl_penalty, p3o, ppo, rloo, rloo_advantages
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,17 @@ def probabilities(problem: Problem, logits_SA: Tensor) -> Tensor:
 
 
 def with_critic(
-    problem: Problem, beta: float, objective: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], LossOutputs]
+    problem: Problem,
+    beta: float,
+    objective: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], LossOutputs],
+    estimator: KLEstimator = "k1",
 ) -> Callable[[Tensor], Loss]:
     """Iterations of an objective(logprobs, old, base, advantages, weights) on advantages of GAE with a perfect critic."""
     base_BR = problem.logprobs(problem.base_SA)
 
     def iteration(sampling_SA: Tensor) -> Loss:
         old_BR = problem.logprobs(sampling_SA)
-        rewards_BR = torch.where(problem.mask_BR, -beta * kl_k1(old_BR, base_BR), 0.0)
+        rewards_BR = torch.where(problem.mask_BR, -beta * kl_penalty(estimator, old_BR, base_BR), 0.0)
         rewards_BR[torch.arange(len(rewards_BR)), problem.mask_BR.sum(1) - 1] += problem.reward_B
         values_BR = problem.values(old_BR, rewards_BR)
         advantages_BR, _ = gae(rewards_BR, values_BR, problem.mask_BR, gamma=1.0, lam=0.95)
@@ -133,23 +136,25 @@ def with_critic(
     return iteration
 
 
+def ppo_towards(problem: Problem, beta: float, estimator: KLEstimator) -> Tensor:
+    def objective(new: Tensor, old: Tensor, base: Tensor, advantages: Tensor, weights: Tensor) -> LossOutputs:
+        return ppo(new, old, advantages, problem.mask_BR, clip=0.2, normaliser=1, weights=weights)
+
+    found = train(problem, with_critic(problem, beta, objective, estimator), iterations=100, steps=4, rate=1.0)
+    return probabilities(problem, found)
+
+
 @PROBLEMS
 def test_ppo_reaches_the_optimum_of_reward_less_kl(problem: Problem) -> None:
-    beta = 0.5
-    found = train(
-        problem,
-        with_critic(
-            problem,
-            beta,
-            lambda new, old, base, advantages, weights: ppo(
-                new, old, advantages, problem.mask_BR, clip=0.2, normaliser=1, weights=weights
-            ),
-        ),
-        iterations=100,
-        steps=4,
-        rate=1.0,
-    )
-    assert torch.allclose(probabilities(problem, found), problem.best(beta), atol=1e-3)
+    assert torch.allclose(ppo_towards(problem, 0.5, "k1"), problem.best(0.5), atol=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_other_estimators_than_k1_in_the_reward_do_not_hold_the_policy(estimator: KLEstimator) -> None:
+    """Why docs/policy-algorithms.md says to keep k1: at the same β the first prompt's policy ends at one reply of four."""
+    found, best = ppo_towards(one_token(), 0.5, estimator)[:4], one_token().best(0.5)[:4]
+    assert float((best * (4 * best).log()).sum()) == pytest.approx(0.499, abs=1e-3)  # π₀ is 1/4 each
+    assert found.max() > 0.99
 
 
 def apa_towards(problem: Problem, anchor: str, *, lam: float, beta: float, iterations: int, steps: int) -> Tensor:

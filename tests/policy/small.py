@@ -30,7 +30,9 @@ def count_replies(prompts: Sequence[Prompt], texts: Sequence[str], finished: Seq
     return {"gold": float(len(texts))}
 
 
-def tune(base: Path, reward: Path, folder: Path, name: str, rules: PolicySection | None = None, **changes: Any) -> dict[str, float]:
+def tune(
+    base: Path, reward: Path, folder: Path, name: str, rules: PolicySection | None = None, **changes: Any
+) -> dict[str, float]:
     """Tune in folder/NAME, with work in folder/NAME-work."""
     given: dict[str, Any] = {"seed": 3, "monitor": count_replies} | changes
     return tuning.train(

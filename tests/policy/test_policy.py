@@ -214,7 +214,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         assert [key for key in row if definition(key) is None and key not in ("iteration", "guard")] == []
 
 
-def test_a_damaged_buffer_is_sampled_again(backbone: Make, reward_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_buffer_is_sampled_again(
+    backbone: Make, reward_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tuner = begun(backbone("llama"), reward_folder, tmp_path)
     rollouts, scores = tuner._scored(1)
     again, kept = begun(backbone("llama"), reward_folder, tmp_path)._scored(1)

@@ -59,6 +59,15 @@ def test_the_base_is_the_reference_and_no_candidate() -> None:
     assert found.table[0].by == 9.0
 
 
+def test_while_only_the_critic_learns_the_policy_is_the_base_and_no_candidate() -> None:
+    rows = [row(0, 0.0, 20.0), row(5, 0.3, 20.0), row(10, 0.2, 20.0)]
+    assert choose(rows, SelectionSection(**RULE)).iteration == 5
+    found = choose(rows, SelectionSection(**RULE), untrained=5)
+    assert found.iteration == 10
+    assert [c.reasons for c in found.table] == [(), ("the policy is still the base",), ()]
+    assert choose(rows, SelectionSection(**RULE), untrained=10).outcome == "none_passes"
+
+
 def test_bounds_that_are_wider_let_more_pass() -> None:
     assert chosen(ROWS, longest=1.6).iteration == 10
     assert chosen(ROWS, most_regression=0.1).iteration == 15

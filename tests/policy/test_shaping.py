@@ -89,6 +89,7 @@ def test_repetition_costs_by_its_share_and_so_for_a_capped_reply() -> None:
 @pytest.mark.parametrize("ids", [[], [5], [5, 5, 5], [5, 5, 5, 5]])
 def test_a_reply_without_two_grams_repeats_nothing(ids: list[int]) -> None:
     assert repeated_share(ids) == 0.0
+    assert repeated_share([5] * 5) == 0.5  # two of them, the second one came before
 
 
 # ── several models ───────────────────────────────────────────────────────────────────────────────────────────────────

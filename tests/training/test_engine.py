@@ -13,8 +13,10 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from starling.config import OptimizerSection
 from starling.errors import ConfigError
+from starling.training import checkpoint
 from starling.training.engine import Engine, kind_of
 from starling.training.loop import make_accelerator
+from starling.training.trained import TrainedWeights
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 SETTINGS = OptimizerSection(learning_rate=0.1, warmup_fraction=0.0)
@@ -99,3 +101,106 @@ class TestUpdate:
         monkeypatch.setattr("starling.training.engine.kind_of", lambda ranks: "fsdp2")
         with pytest.raises(ConfigError, match="Muon needs whole matrices"):
             self.engine(type="muon")
+
+
+class Two(torch.nn.Module):
+    """A policy and a critic of one weight matrix and one bias each, all zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = torch.nn.Sequential(torch.nn.Linear(2, 1))  # a layer, as Muon knows them: a number in its name
+        self.critic = torch.nn.Linear(2, 1)
+        for parameter in self.parameters():
+            torch.nn.init.zeros_(parameter)
+
+
+class TestParts:
+    """A critic with a rate, a schedule and a clipping of its own beside a policy."""
+
+    def engine(self, kind: str = "adamw", apart: bool = True) -> tuple[Two, Engine]:
+        module = Two()
+        policy = OptimizerSection(type=kind, learning_rate=0.1, warmup_fraction=0.0, schedule="linear", max_grad_norm=1.0)  # type: ignore[arg-type]
+        critic = OptimizerSection(learning_rate=0.01, warmup_fraction=0.0, max_grad_norm=1.0)
+        return module, Engine(module, make_accelerator(), policy, 4, {"critic": (critic, 4)} if apart else None)
+
+    def fill(self, module: Two, policy: float, critic: float) -> None:
+        for part, value in ((module.policy, policy), (module.critic, critic)):
+            for parameter in part.parameters():
+                parameter.grad = torch.full_like(parameter, value)
+
+    def test_each_has_its_rate_and_its_norm(self) -> None:
+        module, engine = self.engine()
+        self.fill(module, 3.0, 1.0)
+        assert engine.update() == (pytest.approx(3 * 3**0.5), pytest.approx(0.1))
+        assert engine.norms == {"": pytest.approx(3 * 3**0.5), "critic": pytest.approx(3**0.5)}
+        assert engine.rates == {"": pytest.approx(0.1), "critic": pytest.approx(0.01)}
+        # Adam's first step is the rate, whatever the gradient
+        assert module.policy[0].weight[0, 0].item() == pytest.approx(-0.1)
+        assert module.critic.weight[0, 0].item() == pytest.approx(-0.01)
+        self.fill(module, 1.0, 1.0)
+        engine.update()
+        assert engine.rates == {"": pytest.approx(0.075), "critic": pytest.approx(0.01)}  # linear, and constant
+
+    def test_each_is_clipped_by_itself(self) -> None:
+        module, engine = self.engine()
+        clipped: list[float] = []
+        engine.optimizer.register_step_pre_hook(
+            lambda *_: clipped.extend([module.policy[0].bias.grad.item(), module.critic.bias.grad.item()])  # type: ignore[union-attr]
+        )
+        self.fill(module, 3.0, 0.1)
+        engine.update()
+        assert clipped == [pytest.approx(1 / 3**0.5), pytest.approx(0.1)]  # norm 3√3 to 1; norm 0.1√3 as it is
+
+    def test_a_part_can_stay_as_it_is(self) -> None:
+        module, engine = self.engine()
+        self.fill(module, 3.0, 1.0)
+        engine.update(without=[""])
+        assert module.policy[0].weight.abs().sum().item() == 0.0
+        assert module.critic.weight[0, 0].item() == pytest.approx(-0.01)
+        assert engine.norms == {"critic": pytest.approx(3**0.5)}
+        self.fill(module, 3.0, 1.0)
+        engine.update()
+        assert module.policy[0].weight[0, 0].item() == pytest.approx(-0.075)  # a first step: nothing of the one left out remains
+
+    def test_what_is_frozen_is_no_part(self) -> None:
+        module = Two()
+        module.policy.requires_grad_(False)
+        engine = Engine(module, make_accelerator(), SETTINGS, 4)
+        self.fill(module, 0.0, 1.0)
+        engine.update()
+        assert list(engine.norms) == [""]
+        assert set(engine.tensors()) == {"critic.weight", "critic.bias"}
+
+    @pytest.mark.parametrize("kind", ["adamw", "muon"])
+    def test_its_state_goes_on_bit_for_bit(self, kind: str, tmp_path: Path) -> None:
+        def steps(engine: Engine, module: Two, numbers: range) -> None:
+            for n in numbers:
+                self.fill(module, 1.0 + n, 0.5 * n)
+                engine.update()
+
+        module, engine = self.engine(kind)
+        steps(engine, module, range(4))
+        first, its = self.engine(kind)
+        steps(its, first, range(2))
+        path = checkpoint.save(tmp_path, 2, {"weights": its}, its.states, {})
+        again, going_on = self.engine(kind)
+        checkpoint.load(path, {"weights": TrainedWeights(again)}, going_on.states)
+        steps(going_on, again, range(2, 4))
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name
+
+    def test_alone_it_is_as_without_parts(self) -> None:
+        module, engine = self.engine(apart=False)
+        other, plain = self.engine(apart=False)
+        self.fill(module, 3.0, 3.0)
+        self.fill(other, 3.0, 3.0)
+        assert engine.update() == plain.update()
+        assert list(engine.norms) == [""]
+
+    def test_weights_are_copied_into_a_whole_module(self) -> None:
+        module, engine = self.engine()
+        torch.nn.init.ones_(module.policy[0].weight)
+        target = torch.nn.Linear(2, 1)
+        engine.copy_into(target, "policy.0.")
+        assert torch.equal(target.weight, module.policy[0].weight)
+        assert torch.equal(target.bias, module.policy[0].bias)

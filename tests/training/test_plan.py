@@ -86,3 +86,11 @@ class TestDeal:
         for step in range(1, len(alone) + 1):
             assert alone.items(step) == shared.items(step)
             assert sorted(i for batches in shared.batches(step) for b in batches for i in b) == sorted(alone.items(step))
+
+
+def test_padded_items_cost_as_much_as_the_dearest_of_their_micro_batch() -> None:
+    costs = [10, 6, 5, 4, 4]
+    assert deal(range(5), costs, 21, 1) == [[(0, 1, 2), (3, 4)]]
+    assert deal(range(5), costs, 20, 1, padded=True) == [[(0, 1), (2, 3, 4)]]
+    assert deal(range(5), costs, 19, 1, padded=True) == [[(0,), (1, 2, 3), (4,)]]
+    assert deal(range(5), costs, 3, 1, padded=True) == [[(0,), (1,), (2,), (3,), (4,)]]

@@ -49,12 +49,19 @@ class P3O(Section):
     )
 
 
+def _none(value: object) -> object:
+    """TOML has no null."""
+    return None if value == "none" else value
+
+
 class RLOO(Section):
     """REINFORCE with the mean of the other replies to the prompt as baseline, arXiv 2402.14740: no critic."""
 
     type: Literal["rloo"]
-    clip: float | None = Field(
-        default=0.2, gt=0, description="Ratio clip of a whole reply, for more than one step per rollout; null: no clip."
+    clip: Annotated[float | None, BeforeValidator(_none)] = Field(
+        default=0.2,
+        gt=0,
+        description="Clip of a whole reply's ratio, for more than one step per rollout (TRL); 'none': no ratio at all (paper).",
     )
     whiten: bool = Field(default=False, description="Standardise advantages over the batch.")
 
@@ -148,7 +155,8 @@ class ShapingSection(Section):
     )
     unfinished: float = Field(
         default=-2.0,
-        description="Highest reward of a reply without its end token; Starling let them look finished, which feeds length.",
+        description="Highest reward of a reply without its end token, before penalties; Starling let them look finished, which "
+        "feeds length.",
     )
     length_penalty: float = Field(default=0.0, ge=0, description="Taken off per token beyond length_free.")
     length_free: int = Field(default=0, ge=0, description="Tokens of a reply that cost nothing.")
@@ -193,7 +201,7 @@ class SelectionSection(Section):
         default=0.05, ge=0, description="Fall of that number from the base's that is allowed (Starling: 0.05)."
     )
     by: str = Field(
-        default="eval/guard", description="Among those that pass: the evaluation number to be largest, e.g. eval/win_rate."
+        default="eval/guard", description="Among those that pass: the evaluation number to be largest, e.g. eval/check."
     )
 
 
@@ -278,7 +286,8 @@ class PolicySection(Section):
     shaping: ShapingSection = Field(default=ShapingSection(), description="From score to reward.")
     kl: KL = Field(default=FixedKL(type="fixed"), description="KL penalty to the base, per token; a number or a section.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        default="k1", description="Of the penalty (J. Schulman's names); k1, the log-ratio, is unbiased (Starling)."
+        default="k1",
+        description="Of the penalty (J. Schulman's names). Keep k1 (Starling): only its policy gradient is the KL's.",
     )
     gamma: float = Field(default=1.0, ge=0, le=1, description="Discount (Starling: 1).")
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE λ (Starling: 0.95).")
@@ -302,4 +311,6 @@ class PolicySection(Section):
             raise ValueError(f"minibatches = {self.minibatches} optimiser steps share the replies to {prompts} prompts only")
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature = 0 samples one reply only; a policy learns from several")
+        if isinstance(self.kl, AdaptiveKL) and self.rollouts >= 5 * self.kl.horizon:
+            raise ValueError(f"kl.horizon = {self.kl.horizon} must be above a fifth of rollouts = {self.rollouts}")
         return self

@@ -95,7 +95,7 @@ def _without_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def in_bf16(model: nn.Module, own: set[int]) -> None:
-    """What autocast would round in every pass anyway: matrices of linear layers, unless something else reads them (an embedding)."""
+    """What autocast would round in every pass anyway: matrices of linear layers that nothing else reads (no embedding)."""
     read_elsewhere = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for part in model.modules():
         if isinstance(part, nn.Linear):

@@ -15,6 +15,7 @@ import numpy as np
 from starling.config import PolicySection
 from starling.models.encode import Encoder
 from starling.policy.best_of_n import BEST_OF_N_FILE, write_reference
+from starling.policy.checks import Check, measure_checks
 from starling.policy.experience import Packing, ReferencePolicy, measure, reply_kl
 from starling.policy.guard import measure as looks
 from starling.policy.guard import standard_error
@@ -41,6 +42,7 @@ class Evaluation:
     settings: PolicySection
     proxy: RewardModel
     guard: RewardModel | None
+    checks: Sequence[Check]
     reference: ReferencePolicy
     packing: Packing
     monitor: Monitor | None
@@ -57,9 +59,13 @@ class Evaluation:
         numbers: dict[str, float] = {}
         for name, temperature in (("eval", self.settings.sampling.temperature), ("eval/greedy", 0.0)):
             if self.prompts:
-                rows = self._sample(sampler, engine, temperature, 1)
+                rows = self._sample(sampler, engine, self.prompts, temperature, 1)
                 found = self._numbers(rows, engine, micro_tokens)
                 numbers |= {f"{name}/{key}": value for key, value in found.items()}
+        if self.checks and numbers:
+            replies = self._sample(sampler, engine, [check.prompt for check in self.checks], 0.0, 1)
+            checked = measure_checks([r.text for r in replies], self.checks)
+            numbers |= {f"eval/{key}": value for key, value in checked.items()}
         return numbers
 
     def best_of_n(self, sampler: RolloutEngine, engine: Engine, micro_tokens: int, folder: Path) -> None:
@@ -67,7 +73,7 @@ class Evaluation:
         count = self.settings.guard.best_of
         if not count or not self.prompts or engine.told((folder / BEST_OF_N_FILE).exists()):
             return
-        rows = self._sample(sampler, engine, self.settings.sampling.temperature, count)
+        rows = self._sample(sampler, engine, self.prompts, self.settings.sampling.temperature, count)
         shape = (len(self.prompts), count)
         scores = self.proxy.score(rows, count, engine, micro_tokens).reshape(shape)
         others = {}
@@ -80,10 +86,12 @@ class Evaluation:
             write_reference(folder, self.settings.guard, lambda n: (scores, others))
         engine.wait()
 
-    def _sample(self, sampler: RolloutEngine, engine: Engine, temperature: float, samples: int) -> list[Rollout]:
+    def _sample(
+        self, sampler: RolloutEngine, engine: Engine, prompts: Sequence[Prompt], temperature: float, samples: int
+    ) -> list[Rollout]:
         sampling = self.settings.sampling.model_copy(update={"temperature": temperature})
         return sample_rollouts(
-            sampler, engine, self.encoder, self.prompts, sampling, samples=samples, stream="evaluation", seed=self.seed
+            sampler, engine, self.encoder, prompts, sampling, samples=samples, stream="evaluation", seed=self.seed
         )
 
     def _numbers(self, rows: Sequence[Rollout], engine: Engine, micro_tokens: int) -> dict[str, float]:

@@ -13,7 +13,8 @@ with std the guard's recorded standard deviation and se the standard errors of i
 normal quantile of 1 − 0.025/p for the p = n(n+1)/2 pairs among the n+1 evaluations so far (Bonferroni): the highest of many noisy
 evaluations is high by luck, and the fall from it is not held against the policy. After `patience` doubtful evaluations in a row
 the guard fires. Of 600 simulated tunings of 40 evaluations whose guard was flat with noise, it fired in 1 % at patience 2 and in
-12 % at patience 1.
+12 % at patience 1. The errors are taken as independent; evaluations of the same prompts are not, so the true noise is smaller:
+over few prompts a small fall is seen late, and more of `policy.eval_prompts` see it earlier.
 
 Without a guard model there are only signs of over-optimisation, and the rule takes those that are known: against the base, the
 proxy has risen and replies are more than 1.5 times as long, or the share of repeated 4-grams, of refusals or of replies that do

@@ -80,6 +80,8 @@ EVALUATION_METRICS: Mapping[str, str] = {
     "refusals": "Share of replies that decline to answer.",
     "refusals_se": "Its standard error over prompts.",
     "empty": "Share of replies without text.",
+    "check": "Share of the user's checks (policy.selection.checks) that greedy replies pass.",
+    "check_se": "Its standard error over checks.",
     "gold": "Mean true score; in the microworld only, never seen by the training.",
 }
 

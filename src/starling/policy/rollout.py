@@ -46,6 +46,9 @@ class Rollout:
 class RolloutEngine(Protocol):
     """Who samples: our own loop, or inference servers."""
 
+    everywhere: bool
+    """Whether each process samples its share; else the first one samples for all."""
+
     def load(self, policy: Any, version: int) -> None:
         """From now on sample from these weights; `version` is the iteration."""
 
@@ -62,6 +65,8 @@ class LocalRollouts:
         encoder: says what ends a reply, and decodes those that may run into a stop string.
         batch: rows decoded together.
     """
+
+    everywhere = True
 
     def __init__(self, encoder: Encoder, batch: int) -> None:
         self._encoder, self._batch = encoder, batch
@@ -111,7 +116,8 @@ def sample_rollouts(
         engine: says how many processes share the prompts.
         stream: names the draw, e.g. "iteration 3".
     """
-    mine = np.array_split(np.arange(len(prompts)), engine.ranks)[engine.rank].tolist()
+    shares = np.array_split(np.arange(len(prompts)), engine.ranks) if sampler.everywhere else [np.arange(len(prompts))]
+    mine = shares[engine.rank].tolist() if engine.rank < len(shares) else []
     asked = [encoder.prompt_ids(prompts[i].messages) for i in mine]
     seeds = [row_seed(f"{stream}/{i}/{prompts[i].id}/{k}", seed) for i in mine for k in range(samples)]
     with engine.accelerator.autocast():

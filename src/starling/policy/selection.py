@@ -79,12 +79,13 @@ def require(base: Mapping[str, Any], settings: SelectionSection) -> None:
             )
 
 
-def choose(rows: Sequence[Mapping[str, Any]], settings: SelectionSection) -> Choice:
+def choose(rows: Sequence[Mapping[str, Any]], settings: SelectionSection, untrained: int = 0) -> Choice:
     """The choice among the evaluations of a log.
 
     Args:
         rows: the log's rows in order; those with eval/length are the evaluations, that of iteration 0 is the base.
         settings: `policy.selection`.
+        untrained: last iteration in which only the critic learned; up to it the policy is the base, and no candidate.
 
     Raises:
         ValueError: no evaluation, or none of the base.
@@ -92,7 +93,7 @@ def choose(rows: Sequence[Mapping[str, Any]], settings: SelectionSection) -> Cho
     evaluated = [row for row in rows if LENGTH in row]
     if not evaluated or evaluated[0]["iteration"] != 0:
         raise ValueError("the first evaluation must be that of the base, iteration 0")
-    table = tuple(_candidate(row, evaluated[0], settings) for row in evaluated)
+    table = tuple(_candidate(row, evaluated[0], settings, untrained) for row in evaluated)
     last = table[-1].iteration
     rule = said(settings)
     passing = [c for c in table[1:] if c.passes and c.by is not None]
@@ -114,14 +115,14 @@ def said(settings: SelectionSection) -> str:
     return f"Mean length at most {settings.longest:g} times the base's{check}; of these the largest {settings.by}."
 
 
-def _candidate(row: Mapping[str, Any], base: Mapping[str, Any], settings: SelectionSection) -> Candidate:
+def _candidate(row: Mapping[str, Any], base: Mapping[str, Any], settings: SelectionSection, untrained: int) -> Candidate:
     length, base_length = _number(row, LENGTH), _number(base, LENGTH)
     ratio = length / base_length if length is not None and base_length else None
     check = _number(row, settings.check) if settings.check else None
     base_check = _number(base, settings.check) if settings.check else None
     change = check - base_check if check is not None and base_check is not None else None
     by = _number(row, settings.by)
-    reasons = []
+    reasons = ["the policy is still the base"] if 0 < row["iteration"] <= untrained else []
     if ratio is None:
         reasons.append("its length relative to the base's is not known")
     elif ratio > settings.longest:

@@ -37,13 +37,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from starling.config import AdaptiveKL, PolicySection
+from starling.config import AdaptiveKL, PolicySection, ServerEngine
 from starling.errors import InputError
-from starling.lineage import SPEED
+from starling.lineage import SPEED, without
 from starling.losses.policy import next_kl_coefficient
 from starling.models.encode import Encoder
 from starling.policy import buffer
 from starling.policy.best_of_n import BEST_OF_N_FILE
+from starling.policy.checks import Check, checks_of
 from starling.policy.evaluation import Evaluation, Monitor, fixed_prompts
 from starling.policy.experience import Packing, make_experience, measure
 from starling.policy.guard import Guard
@@ -145,6 +146,32 @@ def _fitting(prompts: Sequence[Prompt], encoder: Encoder, settings: PolicySectio
     return kept
 
 
+def _fitting_checks(settings: PolicySection, encoder: Encoder) -> list[Check]:
+    """The user's checks.
+
+    Raises:
+        InputError: one cannot be read, or leaves no room for a reply.
+    """
+    checks = checks_of(settings.selection)
+    for number, check in enumerate(checks, start=1):
+        if len(encoder.prompt_ids(check.messages)) + settings.sampling.max_tokens > encoder.max_length:
+            raise InputError(
+                f"A check leaves no room for a reply: the models hold {encoder.max_length} tokens",
+                where=f"{settings.selection.checks}, check {number}",
+                cure="shorten it, or lower policy.sampling.max_tokens",
+            )
+    return checks
+
+
+def _sampler(settings: PolicySection, encoder: Encoder, first: bool) -> RolloutEngine:
+    """Who samples, by the settings."""
+    if isinstance(settings.engine, ServerEngine):
+        from starling.policy.servers import ServerRollouts
+
+        return ServerRollouts(settings.engine, encoder, first=first)
+    return LocalRollouts(encoder, settings.sample_batch)
+
+
 class _Tuning:
     """The parts of a tuning, and the flow of its iterations."""
 
@@ -171,7 +198,7 @@ class _Tuning:
         self.too_long = len(prompts) - len(self.prompts)
         watched = fixed_prompts(_fitting(validation, self.encoder, settings), settings.eval_prompts)
         # where files lie and how fast a result comes does not change the weights
-        self.chosen = settings.model_dump(mode="json", exclude={"base", *SPEED["policy"]})
+        self.chosen = without(settings.model_dump(mode="json", exclude={"base"}), SPEED["policy"])
         key = content_hash([self.chosen, seed, [p.id for p in self.prompts], [p.id for p in watched]])
         work.mkdir(parents=True, exist_ok=True)
         self.learner = Learner(models, accelerator, settings, work, key)
@@ -181,14 +208,24 @@ class _Tuning:
         found = settings.guard.model or (reward / GUARD_FOLDER if (reward / GUARD_FOLDER).is_dir() else None)
         guard = RewardModel(Path(found), accelerator.device) if found is not None else None
         self.guard = Guard(settings.guard, guard.statistics.get("std", 1.0) if guard else 1.0)
-        self.sampler: RolloutEngine = LocalRollouts(self.encoder, settings.sample_batch)
+        self.sampler = _sampler(settings, self.encoder, self.first)
+        self.loaded: int | None = None
+        """Iterations after which the weights were those that the sampler has."""
         layout = self._layouts([*self.proxies, *([guard] if guard else [])])
         self.packing = Packing(self.encoder.pad_id, layout, settings.samples_per_prompt)
         self.updates = Updates(settings, self.packing, seed, work, self.learner.state.micro_tokens)
         self.evaluation = Evaluation(
-            prompts=watched, encoder=self.encoder, settings=settings, proxy=self.proxies[0], guard=guard,
-            reference=self.learner.reference, packing=Packing(self.encoder.pad_id, "sequences", 1), monitor=monitor, seed=seed,
-        )  # fmt: skip
+            prompts=watched,
+            checks=_fitting_checks(settings, self.encoder),
+            encoder=self.encoder,
+            settings=settings,
+            proxy=self.proxies[0],
+            guard=guard,
+            reference=self.learner.reference,
+            packing=Packing(self.encoder.pad_id, "sequences", 1),
+            monitor=monitor,
+            seed=seed,
+        )
         self.interrupt = Interrupt()
         self.seconds: dict[str, float] = {}
 
@@ -225,8 +262,8 @@ class _Tuning:
     def _base(self, log: Logbook) -> None:
         """The evaluation before anything is tuned, and the curve of best-of-n that the tuning is compared with."""
         self.seconds = {}
-        self._load(0)
         with self._timed("evaluation"):
+            self._load()
             found = self.evaluation.run(self.sampler, self.learner.engine, self.updates.micro_tokens)
             self.evaluation.best_of_n(self.sampler, self.learner.engine, self.updates.micro_tokens, self.work)
         row = {"iteration": 0, **found}
@@ -273,8 +310,8 @@ class _Tuning:
         kept: Scored | None = engine.told(found)
         if kept is not None:
             return kept
-        self._load(iteration)
         with self._timed("sampling"):
+            self._load()
             rollouts = sample_rollouts(
                 self.sampler, engine, self.encoder, chosen, settings.sampling,
                 samples=samples, stream=f"iteration {iteration}", seed=self.seed,
@@ -324,8 +361,8 @@ class _Tuning:
     def _evaluate(self, row: dict[str, Any]) -> None:
         """Numbers on validation into the row, the guard's verdict, and the weights put aside if the rule would keep them."""
         learner, state = self.learner, self.learner.state
-        self._load(state.iteration)
         with self._timed("evaluation"):
+            self._load()
             found = self.evaluation.run(self.sampler, learner.engine, self.updates.micro_tokens)
         if not found:
             return
@@ -341,9 +378,12 @@ class _Tuning:
 
     # ── around it ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _load(self, version: int) -> None:
-        """Give the sampler the present weights."""
-        self.sampler.load(self.learner.whole.policy(self.learner.models, self.learner.engine), version)
+    def _load(self) -> None:
+        """Give the sampler the present weights, unless it has them."""
+        version = self.learner.state.iteration
+        if self.loaded != version:
+            self.sampler.load(self.learner.whole.policy(self.learner.models, self.learner.engine), version)
+            self.loaded = version
 
     def _asked(self) -> bool:
         """Whether any process was asked to stop."""

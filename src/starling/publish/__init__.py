@@ -18,10 +18,10 @@ from pathlib import Path
 from starling.artifacts import MANIFEST, Artifact, open_artifact
 from starling.config import Model, PublishSection
 from starling.errors import ArtifactError
+from starling.lineage import GUARD_FOLDER
 from starling.publish.dataset import dataset_card
 from starling.publish.models import policy_card, reward_card
 from starling.publish.source import Source
-from starling.reward.guard import GUARD_FOLDER
 
 __all__ = ["write"]
 

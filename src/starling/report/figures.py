@@ -173,6 +173,7 @@ def frontier(
         x, y = [p[0] for p in tuned], [p[1] for p in tuned]
         axes.vlines(x, [p[1] - Z * p[2] for p in tuned], [p[1] + Z * p[2] for p in tuned], color=ACCENT, linewidth=3, alpha=0.25)
         axes.plot(x, y, "o-", color=ACCENT, label="tuning", markersize=3.4, linewidth=1.1)
+        largest = max([*x, *(p[0] for p in reference)])
         beside: Any = {"textcoords": "offset points", "color": INK, "fontsize": 8.5}
         axes.annotate(f"{iterations[-1]}", (x[-1], y[-1]), xytext=(6, -3), **beside)
         for at, said in marks.items():
@@ -181,8 +182,8 @@ def frontier(
                 bad = said == FIRED
                 axes.plot(x[here], y[here], "o", color=WARN if bad else ACCENT, markersize=7)
                 # left of where the curve goes on, so that neither the line nor the last number runs through the words
-                axes.annotate(said, (x[here], y[here]), xytext=(-7, -3) if bad else (4, 7), ha="right", **beside)
-        largest = max([*x, *(p[0] for p in reference)])
+                side, away = ("left", 7) if x[here] < largest / 16 else ("right", -7)
+                axes.annotate(said, (x[here], y[here]), xytext=(away, -3) if bad else (-away / 2, 7), ha=side, **beside)
         ticks = _root_ticks(largest)
         axes.set_xscale("function", functions=(_root, _square))
         axes.set_xlim(0, 1.25 * largest or 1.0)

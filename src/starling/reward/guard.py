@@ -1,7 +1,7 @@
 """Rankings kept from the reward model, for a second one that guards the policy's tuning (`policy.guard`).
 
 The second model is trained as the first, with another seed and on other conversations, so that it does not share its errors: what
-only one of them likes is an error of one of them. It lies in the reward artifact's folder GUARD_FOLDER.
+only one of them likes is an error of one of them. It lies in the reward artifact's folder `lineage.GUARD_FOLDER`.
 
 Which side a conversation is on follows from its first user turn alone, as its split does: all its turns and rankings are on one
 side, whatever the seed, the order or the number of processes.
@@ -16,8 +16,6 @@ from typing import Literal
 from starling.chat import conversation_key
 from starling.errors import InputError
 from starling.records import Message, RankedPrompt, content_hash
-
-GUARD_FOLDER = "guard"
 
 Side = Literal["main", "guard"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from starling.losses.masked import masked_mean
-from starling.losses.policy.objectives import kept, ratio_of
+from starling.losses.policy.objectives import ratio_of
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
@@ -87,8 +87,7 @@ def importance_weights(
         largest π/μ, before the cap; `weight_capped`, the share above the cap; `mismatch`, mean |log π − log μ|; `mismatch_kl`,
         mean of π/μ − 1 − log π/μ, an estimate of KL(μ ‖ π).
     """
-    training_BR, sampling_BR = kept(mask_BR, training_BR.detach(), sampling_BR.detach())
-    log_ratio_BR = training_BR - sampling_BR
+    log_ratio_BR = (training_BR - sampling_BR).detach()
     ratio_BR = ratio_of(log_ratio_BR)
     weights_BR = torch.where(mask_BR, ratio_BR.clamp_max(cap), 0.0)
     return weights_BR, {

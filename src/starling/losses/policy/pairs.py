@@ -3,14 +3,14 @@
 Source: arXiv 2310.00212 as in the code of Starling-LM-7B-alpha. With d = Σ_t log π/π_ref of a reply, and a pair of replies to
 one prompt,
 
-    q = r₁ − r₂ − β (d₁ − d₂)                       no gradient
-    w = clamp(π(y₁) π(y₂) / (π_old(y₁) π_old(y₂)), 1/c, c)   no gradient
+    q = r₁ − r₂ − β (d₁ − d₂)                                 no gradient
+    w = clamp(π(y₁) π(y₂) / (π_old(y₁) π_old(y₂)), 1/c, c)    no gradient
     Δ = d₁ − d₂, Δ_clip = Δ within ±ε of its value at sampling
     L = ½ mean over pairs of max(−q w Δ, −q w Δ_clip)
 
 Departures: all pairs of a group of two or more replies (the code has pairs only; equal to it for groups of two), so that at
-ratio 1 the gradient is that of RLOO with rewards r − β d; ours by `normaliser`; no options of the code that are off there
-(clipping and averaging by token, dividing q by its deviation).
+ratio 1 the gradient is that of RLOO with rewards r − β d; the mean over pairs is by `normaliser`; no options of the code that are
+off there (clipping and averaging by token, dividing q by its deviation).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from starling.losses.masked import LossOutputs
-from starling.losses.policy.objectives import kept
+from starling.losses.policy.objectives import kept, ratio_of
 
 
 def count_pairs(group_B: Tensor) -> int:
@@ -73,8 +73,8 @@ def p3o(
     Returns:
         loss, and the metrics, over pairs: `clipped`, the share that the clip keeps from moving on; `weight`, mean of w;
         `weight_max`; `weight_capped`, share of w at a bound; `advantage`, mean of |q|; `margin`, mean of Δ seen from the reply
-        with the higher q; `log_ratio`, mean of log π/π_old of the pair's replies; `approx_kl`, its negative, an estimate of
-        KL(π_old ‖ π) of a whole reply that is unbiased but can be negative.
+        with the higher q; `log_ratio` and `approx_kl`, means over the pairs' replies of log ρ and ρ − 1 − log ρ, ρ = π/π_old of
+        a whole reply (the latter an estimate of KL(π_old ‖ π)).
 
     Raises:
         ValueError: a group of one reply.
@@ -93,7 +93,7 @@ def p3o(
     loss = -torch.minimum(q_P * weight_P * delta_P, q_P * weight_P * near_P).sum() / (2 * normaliser)
     with torch.no_grad():
         side_P = q_P.sign()
-        log_ratio = 0.5 * log_weight_P.sum() / normaliser
+        kl_B = ratio_of(moved_B) - 1 - moved_B
         metrics = {
             "clipped": ((delta_P - old_delta_P) * side_P > clip).to(q_P.dtype).sum() / normaliser,
             "weight": weight_P.sum() / normaliser,
@@ -101,7 +101,7 @@ def p3o(
             "weight_capped": (log_weight_P.abs() > bound).to(q_P.dtype).sum() / normaliser,
             "advantage": q_P.abs().sum() / normaliser,
             "margin": (side_P * delta_P).sum() / normaliser,
-            "log_ratio": log_ratio,
-            "approx_kl": -log_ratio,
+            "log_ratio": log_weight_P.sum() / (2 * normaliser),
+            "approx_kl": (kl_B[first_P] + kl_B[second_P]).sum() / (2 * normaliser),
         }
     return LossOutputs(loss=loss, metrics=metrics)

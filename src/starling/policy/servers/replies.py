@@ -65,7 +65,8 @@ def whole(url: str, ids: Any, logprobs: Any, *, stopped: bool, matched: Any, end
             f"a reply of {len(tokens)} tokens was cut before the {limit} asked for",
             cure="raise the server's context length: --max-model-len (vLLM), --context-length (SGLang)",
         )
-    return Sampled(ids=tuple(tokens), logprobs=tuple(numbers), finished=finished)
+    logprobs = tuple(numbers)
+    return Sampled(ids=tuple(tokens), logprobs=logprobs, drawn_logprobs=logprobs, finished=finished)
 
 
 def scores(url: str, pairs: Sequence[tuple[Any, Any]], ids: Sequence[int]) -> list[float]:
