@@ -60,7 +60,7 @@ def test_the_commands_are_those_of_the_design(run: Run) -> None:
 
 def test_no_setting_has_a_flag_of_its_own(run: Run) -> None:
     allowed = {"--help", "--until", "--set", "--json", "--out", "--outcome", "--rows", "--greedy", "--seed", "--html"}
-    allowed |= {"--strict", "--base", "--dtype", "--host", "--port", "--name", "--key-env", "--template"}
+    allowed |= {"--strict", "--base", "--dtype", "--host", "--port", "--name", "--key-env", "--template", "--against"}
     allowed |= {"--samples", "--temperature", "--top-p", "--max-tokens", "--batch"}  # how a finished model is asked
     seen: set[str] = set()
     leaves = [["run"], ["rank"], ["status"], ["plan"], ["chat"], ["score"], ["show"], ["doctor"], ["import", "nectar"]]
@@ -280,6 +280,32 @@ def test_prompts_prints_what_became_of_the_rows(run: Run, tmp_path: Path) -> Non
     assert json.loads(run("prompts", tmp_path / "a.toml", "--json")[1])["outcomes"] == {"duplicate": 1, "no_prompt": 1}
     code, out, _ = run("show", tmp_path / "r" / "prompts", "--outcome", "duplicate", "--json")
     assert (code, [row["row"] for row in json.loads(out)["sample"]]) == (0, [2])
+
+
+@pytest.mark.parametrize("name", ["starling-7b", "small-gpu", "nectar"])
+def test_plan_needs_no_models_no_data_and_no_keys(
+    run: Run, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    config = Path(__file__).parents[1] / "configs" / f"{name}.toml"
+    given = ("plan", config, "--set", f"run.dir={tmp_path / 'r'}")
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert "! not there yet: data/" in out
+    assert ("GPU-hours" in out) == (name != "nectar")
+    assert ("calls of models are not counted" in out) == (name == "nectar")
+    code, out, err = run(*given, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert set(found["trainings"]) == (set() if name == "nectar" else {"reward", "policy"})
+    assert {gone["where"] for gone in found["missing"]} >= {"prompts.sources[0].path"}
+    if name == "starling-7b":
+        assert found["trainings"]["policy"]["facts"]["optimiser steps of the policy"]["expected"] == 10_016
+        assert found["trainings"]["policy"]["memory"][-2]["memory in GB per GPU"] == "at the worst moment"
+    assert list(tmp_path.iterdir()) == [], "planning writes nothing"
+    code, out, err = run("run", config, "--set", f"run.dir={tmp_path / 'r'}")
+    assert code != 0, "a run needs them"
 
 
 # ── chat and score ───────────────────────────────────────────────────────────────────────────────────────────────────

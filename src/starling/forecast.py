@@ -89,16 +89,22 @@ class Forecast:
     """What will stop the run, or makes the numbers incomplete, in words."""
 
 
-def forecast(config: Config, todo: Sequence[str], progress: Progress = SILENT) -> Forecast:
-    """What the stages `todo`, all those that a run has still to do, will ask for.
+def forecast(
+    config: Config, todo: Sequence[str], progress: Progress = SILENT, prompts: Sequence[Prompt] | None = None
+) -> Forecast:
+    """What the stages `todo`, all those that a run has still to do, will ask for. Writes nothing.
 
-    Reads the prompts once: of the finished stage, or gathered now. Writes nothing.
+    Args:
+        config: the settings.
+        todo: names of the stages.
+        progress: of reading the prompts.
+        prompts: those of `plan.asked_prompts`, if they have been read; else they are read here.
 
     Raises:
         InputError: a prompt file cannot be used.
         JournalError: the run's journal cannot be read.
     """
-    prompts = plan.asked_prompts(config, todo, progress)
+    prompts = plan.asked_prompts(config, todo, progress) if prompts is None else prompts
     path = config.run.dir / JOURNAL_FILE
     if not path.is_file():
         return _forecast(config, todo, prompts, lambda model, purpose: Seen())

@@ -1,6 +1,6 @@
-"""Using what a run has made: talk to a policy, find a model, look into an artifact.
+"""Using what a run has made: find a model, look into an artifact.
 
-Layer: beside the stages; `starling.cli` calls it. torch is imported when a model is loaded.
+Layer: beside the stages; `starling.cli` calls it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 from starling.artifacts import MANIFEST, Artifact, open_artifact
 from starling.errors import InputError, UsageError
 from starling.journal import Journal
-from starling.records import Message, Messages, ModelRef, Sampling
 from starling.serving import JOURNAL_FILE
 
 TORCH_FILES = (".pt", ".bin", ".pth")
@@ -29,7 +28,7 @@ def model_folder(path: Path, stage: str) -> Path:
         return path
     if (path / stage / MANIFEST).is_file():
         return open_artifact(path, stage).path
-    if stage == "reward" and (path / "adapter_config.json").is_file():
+    if (path / "adapter_config.json").is_file():
         return path
     if stage == "reward" and (path.suffix in TORCH_FILES or any(p.suffix in TORCH_FILES for p in path.glob("*"))):
         raise InputError(
@@ -42,36 +41,6 @@ def model_folder(path: Path, stage: str) -> Path:
         where=str(path),
         cure=f"give a transformers folder, or a run directory whose stage '{stage}' is done",
     )
-
-
-# ── chat ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Conversation:
-    """A conversation with a local model; it remembers its turns.
-
-    Args:
-        folder: a causal language model with its tokenizer.
-        sampling: how replies are drawn.
-        seed: the same seed and the same words give the same replies.
-    """
-
-    def __init__(self, folder: Path, sampling: Sampling, seed: int = 0) -> None:
-        from starling.models.load import load_causal, load_tokenizer
-        from starling.models.sample import LocalEngine
-
-        self._engine = LocalEngine(load_causal(folder), load_tokenizer(folder), batch=1, seed=seed)
-        self._model = ModelRef(provider="local", name=folder.name, sampling=sampling)
-        self.messages: Messages = ()
-
-    def say(self, text: str) -> str:
-        """The model's reply to the next user turn."""
-        from starling.call import Request
-
-        self.messages += (Message(role="user", content=text),)
-        reply = self._engine.answer([Request(model=self._model, messages=self.messages)])[0].text
-        self.messages += (Message(role="assistant", content=reply),)
-        return reply
 
 
 # ── show ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

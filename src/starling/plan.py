@@ -13,10 +13,11 @@ What of that is answered already, what replies of a likely length come to, dolla
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 from starling import prompts
 from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
-from starling.config import Config, LocalModel, MicroworldJudge, PolicySection, ServerModel, secret
+from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, PolicySection, ServerModel, secret
 from starling.endpoint.wire import model_ref
 from starling.errors import ConfigError, InputError, MissingExtra, UsageError
 from starling.judge.modes import calls_per_order
@@ -47,24 +48,97 @@ ASKING = frozenset({"responses", "ranking", "evaluate"})
 # ── check ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check(config: Config, stages: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Absent:
+    """Something that is not on this machine, e.g. Absent("models/openchat/openchat_3.5", "policy.base")."""
+
+    what: str
+    """A file or folder, an environment variable, or a distribution."""
+    where: str
+    """The setting that names it, or how it is installed."""
+
+
+def absent(config: Config, stages: Sequence[str]) -> list[Absent]:
+    """What has to be put where the settings say before `stages` can run; a plan is made without it."""
+    named: list[tuple[str, str]] = []
+    keys: list[Absent] = []
+    if "prompts" in stages and config.prompts is not None:
+        for at, source in enumerate(config.prompts.sources):
+            paths = _paths(source.path) if isinstance(source, FilePrompts) else ()
+            named += [(f"prompts.sources[{at}].path", str(path)) for path in paths]
+        sets = config.prompts.decontamination.sets if config.prompts.decontamination is not None else ()
+        named += [(f"prompts.decontamination.sets[{at}].path", str(p)) for at, s in enumerate(sets) for p in _paths(s.path)]
+    for name in _models_asked(config, stages):
+        model = config.models[name]
+        named += [(f"models.{name}.path", str(model.path))] if isinstance(model, LocalModel) else []
+        keys += [Absent(env, f"models.{name}.api_key_env") for env in getattr(model, "api_key_env", ()) if not _is_set(env)]
+    if "reward" in stages:
+        named += [("reward.data", str(config.reward.data))] if config.reward.data is not None else []
+        named.append(("reward.backbone", config.reward.backbone))
+    if {"policy", "evaluate"} & set(stages):
+        named.append(("policy.base", config.policy.base))
+    if "policy" in stages:
+        policy = config.policy
+        named += [("policy.guard.model", policy.guard.model)] if policy.guard.model is not None else []
+        named += [("policy.shaping.models", folder) for folder in policy.shaping.models]
+        named += [("policy.selection.checks", str(policy.selection.checks))] if policy.selection.checks is not None else []
+    gone = [Absent(path, setting) for setting, path in dict.fromkeys(named) if path != MICROWORLD_BASE and not _is_there(path)]
+    module = _module_lacking(config, stages)
+    return [*gone, *keys] if module is None else [*gone, *keys, Absent(module, _INSTALL)]
+
+
+_INSTALL = 'pip install "starling-rlaif[train]"'
+
+
+def _module_lacking(config: Config, stages: Sequence[str]) -> str | None:
+    """The first part of the extra `train` that the stages need and that is not installed."""
+    sampled_here = any(config.models[name].type in _SAMPLED_HERE for name in _models_asked(config, stages))
+    if not sampled_here and not {"world", "reward", "policy", "evaluate"} & set(stages):
+        return None
+    modules = ("torch", "transformers", "accelerate", "safetensors", "tokenizers")
+    return next((module for module in modules if importlib.util.find_spec(module) is None), None)
+
+
+def _is_set(env: str) -> bool:
+    try:
+        return bool(secret(env, ""))
+    except ConfigError:
+        return False
+
+
+def _paths(path: Path | tuple[Path, ...]) -> tuple[Path, ...]:
+    return path if isinstance(path, tuple) else (path,)
+
+
+def _is_there(path: str) -> bool:
+    return Path(path).exists() or (glob.has_magic(path) and next(glob.iglob(path, recursive=True), None) is not None)
+
+
+def check(config: Config, stages: Sequence[str], excused: Sequence[Absent] = ()) -> None:
     """Raise when one of `stages`, all of which are about to run, cannot work; nothing is written.
+
+    Args:
+        config: the settings.
+        stages: names of the stages.
+        excused: what is known to be missing and not to be complained of; [prompts] is not checked when a part of it is.
 
     Raises:
         InputError: a file or model folder is missing or is something else.
         ConfigError: a key is not set, or two models would be one in the journal.
         MissingExtra: torch and its company are needed and not installed.
     """
+    missing = {gone.where for gone in excused}
     asked = _models_asked(config, stages)
-    if {"world", "reward", "policy", "evaluate"} & set(stages) or any(config.models[n].type in _SAMPLED_HERE for n in asked):
-        for module in ("torch", "transformers", "accelerate", "safetensors", "tokenizers"):
-            if importlib.util.find_spec(module) is None:
-                raise MissingExtra("train", module)
-    _check_models(config, asked)
-    if "prompts" in stages and config.prompts is not None:
+    module = _module_lacking(config, stages)
+    if module is not None and _INSTALL not in missing:
+        raise MissingExtra("train", module)
+    _check_models(config, asked, missing)
+    if "prompts" in stages and config.prompts is not None and not lacks_prompts(excused):
         prompts.check(config.prompts)
     if "reward" in stages:
-        if config.reward.data is not None and not config.reward.data.is_dir():
+        if "reward.data" in missing:
+            pass
+        elif config.reward.data is not None and not config.reward.data.is_dir():
             _check_rows(config.reward.data)
         elif config.reward.data is not None and not (config.reward.data / "manifest.json").is_file():
             raise InputError(
@@ -72,11 +146,16 @@ def check(config: Config, stages: Sequence[str]) -> None:
                 where=f"reward.data = {config.reward.data}",
                 cure="give a folder written by `starling import`, or the data file itself",
             )
-        _check_folder("reward.backbone", config.reward.backbone)
+        _check_folder("reward.backbone", config.reward.backbone, missing)
     if {"policy", "evaluate"} & set(stages):
-        _check_folder("policy.base", config.policy.base)
+        _check_folder("policy.base", config.policy.base, missing)
     if "policy" in stages:
-        _check_honesty(config.policy)
+        _check_honesty(config.policy, missing)
+
+
+def lacks_prompts(missing: Sequence[Absent]) -> bool:
+    """Whether a file of prompts, or one that they are compared with, is among what is missing."""
+    return any(gone.where.startswith("prompts.") for gone in missing)
 
 
 _SAMPLED_HERE = ("local", "microworld-speaker")
@@ -92,16 +171,16 @@ def _models_asked(config: Config, stages: Sequence[str]) -> list[str]:
     return names
 
 
-def _check_models(config: Config, names: Sequence[str]) -> None:
+def _check_models(config: Config, names: Sequence[str], missing: Collection[str]) -> None:
     identities: dict[str, str] = {}
     for name in names:
         model = config.models[name]
         if isinstance(model, ServerModel):
-            for env in model.api_key_env:
+            for env in model.api_key_env if f"models.{name}.api_key_env" not in missing else ():
                 secret(env, f"models.{name}.api_key_env")
             identity = f"{model_ref(model)} {model.system!r}"
         elif isinstance(model, LocalModel):
-            _check_folder(f"models.{name}.path", str(model.path))
+            _check_folder(f"models.{name}.path", str(model.path), missing)
             identity = f"{model.path} {model.sampling} {model.system!r}"
         else:
             identity = str(model)
@@ -119,19 +198,19 @@ def _check_rows(path: Path) -> None:
         raise InputError("The data file has no rows", where=str(path), cure="give a file with at least one row")
 
 
-def _check_honesty(settings: PolicySection) -> None:
+def _check_honesty(settings: PolicySection, missing: Collection[str]) -> None:
     """What is used by the first evaluation and not before, hours later perhaps."""
     if settings.guard.model is not None:
-        _check_folder("policy.guard.model", settings.guard.model, adapter=True)
+        _check_folder("policy.guard.model", settings.guard.model, missing, adapter=True)
     for folder in settings.shaping.models:
-        _check_folder("policy.shaping.models", folder, adapter=True)
-    if settings.selection.checks is not None:
+        _check_folder("policy.shaping.models", folder, missing, adapter=True)
+    if settings.selection.checks is not None and "policy.selection.checks" not in missing:
         read_checks(settings.selection.checks)
 
 
-def _check_folder(setting: str, folder: str, adapter: bool = False) -> None:
+def _check_folder(setting: str, folder: str, missing: Collection[str], adapter: bool = False) -> None:
     """A transformers folder has a config.json that names its kind of model; an adapter has adapter_config.json instead."""
-    if folder == MICROWORLD_BASE:
+    if folder == MICROWORLD_BASE or setting in missing:
         return
     path = Path(folder)
     if adapter and (path / "adapter_config.json").is_file():
@@ -178,7 +257,7 @@ def asked_prompts(config: Config, stages: Sequence[str], progress: Progress = SI
         InputError: a prompt file cannot be used.
         ArtifactError: the prompts stage is not done, and not one of `stages`.
     """
-    if config.prompts is None or not ASKING & set(stages):
+    if config.prompts is None or not (ASKING | {"policy"}) & set(stages):
         return []
     if "prompts" in stages:
         return _gathered(config, progress)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import typer
 
-from starling import nectar
-from starling.config import RankingMode
+from starling import nectar, training_plan
+from starling.config import Config, RankingMode, load_config
 from starling.judge import verdict
 from starling.judge.rubric import STARLING, build_prompt, read_prompt
 from starling.nectar import imported
@@ -82,6 +84,67 @@ def test_the_worked_example_of_the_losses(name: str, loss: str) -> None:
 
     assert f"**{loss}**" in page("losses.md")
     assert float(LOSSES[name](torch.tensor([[2.0, 1.0, 0.0]])).loss) == pytest.approx(float(loss), abs=5e-5)
+
+
+# ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings_of(schema: dict[str, Any], at: str = "") -> Iterator[str]:
+    """Every dotted setting, those of all alternatives of a section included."""
+    options = schema.get("anyOf", schema.get("oneOf", [schema]))
+    for option in options:
+        option = _SCHEMA["$defs"][option["$ref"].rpartition("/")[2]] if "$ref" in option else option
+        if "anyOf" in option or "oneOf" in option:
+            yield from settings_of(option, at)
+        for name, inner in option.get("properties", {}).items():
+            yield f"{at}{name}"
+            yield from settings_of(inner, f"{at}{name}.")
+
+
+_SCHEMA = Config.model_json_schema()
+
+
+@pytest.mark.parametrize("name", ["policy.md", "scaling.md"])
+def test_every_setting_named_exists(name: str) -> None:
+    known = set(settings_of(_SCHEMA))
+    assert {"policy.kl.target", "policy.algorithm.lam", "reward.trained.layers"} <= known
+    named = set(re.findall(r"`((?:policy|reward|prompts|run)(?:\.[a-z_]+)+)(?: = [^`]*)?`", page(name)))
+    assert len(named) > 5
+    assert sorted(named - known) == []
+    for value in re.findall(r"`(policy\.[a-z_.]+ = (?:\{[^`]*\}|\"[^`]*\"))`", page(name)):
+        key, _, text = value.partition(" = ")
+        override = (f"{key}={text}", "policy.samples_per_prompt=2")
+        assert load_config(DOCS.parent / "configs" / "tiny.toml", override), value
+
+
+def test_the_settings_shown_for_the_policy_are_valid(tmp_path: Path) -> None:
+    shown = blocks("policy.md", "toml")
+    assert shown
+    for block in shown:
+        (tmp_path / "shown.toml").write_text(f'[run]\ndir = "x"\n{block}\n', "utf-8")
+        load_config(tmp_path / "shown.toml")
+
+
+def test_the_commands_shown_for_the_policy_exist() -> None:
+    from starling.cli import app
+
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    named = set(re.findall(r"starling ([a-z-]+) [a-zA-Z]", page("policy.md")))
+    assert {"plan", "train-policy", "chat", "run"} <= named <= set(known)
+
+
+def test_the_numbers_of_starling_7b_are_the_plans() -> None:
+    config = load_config(DOCS.parent / "configs" / "starling-7b.toml")
+    table = page("policy.md").split("## Starling-LM-7B again")[1]
+    for needs in training_plan.plan_trainings(config, ["reward", "policy"], []):
+        assert isinstance(needs, training_plan.Needs)
+        for fact in needs.facts:
+            if "parameters" in fact.what or fact.what.startswith(("trained", "optimiser steps", "iterations")):
+                assert f"{fact.expected:,.0f}" in table, fact
+        for row in training_plan.time_rows(needs):
+            if row["device"].startswith(("8 x A100", "8 x H100")):
+                assert f"| {row['hours']} h" in table, row
+                assert f"{row['GB per GPU']:.0f} GB" in table, row
 
 
 def test_the_worked_reply_gets_the_reward_that_is_written() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from starling import forecast, pipeline, plan
+from starling import forecast, pipeline, plan, training_plan
 from starling.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -52,16 +52,23 @@ def test_shipped_settings_validate_and_plan(path: Path, tmp_path: Path) -> None:
     assert path.read_text("utf-8").startswith("#"), "the header says hardware, time and what to expect"
     stages = [s.name for s in pipeline.needed(settings)]
     assert stages[-1] == "publish"
-    if settings.microworld is None:  # it names files of the user; a data set alone ends with its card
-        assert [name for name in stages if name in ("responses", "ranking", "dataset")] == ["responses", "ranking", "dataset"]
+    missing = plan.absent(settings, stages)  # models, data and keys of the user
+    plan.check(settings, stages, missing)
+    trained = [name for name in ("reward", "policy") if name in stages]
+    planned = training_plan.plan_trainings(settings, stages, [])
+    if settings.microworld is None:
+        assert missing
+        assert [found.stage for found in planned if isinstance(found, training_plan.Needs)] == trained
+        collected = ["responses", "ranking", "dataset"]  # without a training they are all that there is
+        assert [name for name in stages if name in collected] == ([] if trained else collected)
     else:
-        plan.check(settings, stages)
+        assert missing == []
         assert {line.stage for line in forecast.forecast(settings, stages).lines} == {"responses", "ranking", "evaluate"}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_there_are_shipped_settings() -> None:
-    assert "tiny.toml" in [p.name for p in CONFIGS]
+    assert {p.name for p in CONFIGS} >= {"tiny.toml", "small-gpu.toml", "starling-7b.toml"}
 
 
 def test_generated_pages_are_up_to_date() -> None:

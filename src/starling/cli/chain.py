@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from starling.config import Config
     from starling.forecast import Forecast
     from starling.lineage import Status
+    from starling.training_plan import Needs, Unknown
 
 STAGE_COMMANDS = {
     "prompts": "prompts",
@@ -111,27 +112,61 @@ def status(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) 
 
 @app.command()
 def plan(config: ConfigFile, until: Until = None, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a run would do and cost, before anything is spent: stages, model calls, tokens, dollars, hours."""
+    """Say what a run would do and cost, before anything is spent: stages, model calls, tokens, dollars, hours; of trainings
+    steps, memory and GPU-hours. Models and files may still be missing: the plan names them."""
     from starling import forecast as costs
     from starling import pipeline
     from starling import plan as planning
+    from starling import training_plan as trainings
     from starling.progress import RichProgress
 
     settings = load(config, set_)
     wanted = [s.name for s in pipeline.needed(settings, until)]
     states = [s for s in pipeline.status(settings) if s.stage in wanted]
     todo = [s.stage for s in states if s.state != "done"]
-    planning.check(settings, todo)
-    found = costs.forecast(settings, todo, RichProgress())
+    absent = planning.absent(settings, todo)
+    planning.check(settings, todo, absent)
+    blind = planning.lacks_prompts(absent)
+    prompts = [] if blind else planning.asked_prompts(settings, todo, RichProgress())
+    found = costs.forecast(settings, ["prompts"] if blind else todo, RichProgress(), prompts)
+    needs = trainings.plan_trainings(settings, todo, prompts)
     if as_json:
         forecast = costs.as_json(found)
-        print_json({"stages": _stage_rows(states), "forecast": forecast.pop("stages"), **forecast})
+        missing = [{"what": gone.what, "where": gone.where} for gone in absent]
+        stages = {"stages": _stage_rows(states), "missing": missing, "forecast": forecast.pop("stages")}
+        print_json({**stages, **forecast, "trainings": trainings.as_json(needs)})
         return
     print_table([{"stage": s.stage, "state": s.state, "does": pipeline.BY_NAME[s.stage].does} for s in states])
     if found.lines:
         print()
         print_table(costs.rows(found))
         for line in _plan_notes(found):
+            print(line)
+    _print_trainings(needs)
+    for gone in absent:
+        print(f"! not there yet: {gone.what} ({gone.where})")
+    if blind and (settings.responses or settings.ranking):
+        print("! without the prompts, calls of models are not counted")
+
+
+def _print_trainings(found: Sequence[Needs | Unknown]) -> None:
+    """Numbers, memory and hours of each training, and what they rest on."""
+    from starling import training_plan as trainings
+
+    for needs in found:
+        print()
+        if isinstance(needs, trainings.Unknown):
+            print(f"! {needs.stage}: {needs.why}")
+            continue
+        print_table(trainings.fact_rows(needs))
+        for rows in (trainings.memory_rows(needs), trainings.time_rows(needs)):
+            if rows:
+                print()
+                print_table(rows)
+    planned = [needs for needs in found if isinstance(needs, trainings.Needs)]
+    if planned:
+        print()
+        for line in trainings.notes(planned):
             print(line)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from starling.cli.common import AsJson, app, print_json
+from starling.cli.common import AsJson, app, complain, print_json
 
 
 @app.command()
@@ -17,25 +17,47 @@ def chat(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A causal model's folder, or a run directory.")],
     greedy: Annotated[bool, typer.Option("--greedy", help="Most likely reply instead of a sampled one.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampled replies.")] = 0,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="OTHER", help="A second model that answers every line too.")
+    ] = None,
 ) -> None:
-    """Talk to a policy: one line of stdin is one turn, an empty line starts a new conversation."""
-    from starling import interact
+    """Talk to a policy: one line of stdin is one turn, an empty line starts a new conversation. At a terminal replies are shown
+    as they grow, Ctrl-C stops one, and /help lists what else can be said."""
+    from starling import conversation, interact
     from starling.records import Sampling
 
-    folder = interact.model_folder(path, "policy")
-    sampling = Sampling(temperature=0.0 if greedy else 1.0)
-    talk = interact.Conversation(folder, sampling, seed)
-    asks = sys.stdin.isatty()
-    while True:
-        if asks:
-            print("you> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            print(talk.say(line.strip()), flush=True)
-        else:
-            talk.messages = ()
+    sampling = Sampling(temperature=0.0 if greedy else 1.0, max_tokens=2048)
+    folders = [interact.model_folder(folder, "policy") for folder in (path, against) if folder is not None]
+    talks = [conversation.Conversation(conversation.Speaker(folder, seed), sampling) for folder in folders]
+    if len(talks) > 1 and talks[0].speaker.name == talks[1].speaker.name:  # two runs: both are called policy
+        for talk, folder in zip(talks, (path, against), strict=True):
+            talk.speaker.name = str(folder)
+    typed = sys.stdin.isatty()
+    if typed:
+        complain(f"{', '.join(talk.speaker.name for talk in talks)}: /help lists the commands, Ctrl-D ends")
+    conversation.talk(talks, _typed_line if typed else _piped_line, _show, complain, commands=typed)
+
+
+def _typed_line() -> str | None:
+    """The next line from a terminal, with editing and history where Python has readline."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # input() uses it once it is there
+    try:
+        return input("you> ")
+    except EOFError:
+        print()
+        return None
+
+
+def _piped_line() -> str | None:
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 @app.command()
