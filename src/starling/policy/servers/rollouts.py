@@ -61,6 +61,9 @@ SEED_BITS = (1 << 63) - 1
 class RolloutEngine(Protocol):
     """Whoever samples for the policy stage: this process, or servers."""
 
+    everywhere: bool
+    """Whether each process samples its share; else the first one samples for all."""
+
     def load(self, policy: Any, version: int) -> None:
         """Replies come from these weights from now on."""
 
@@ -89,6 +92,8 @@ class ServerRollouts:
     Raises:
         ConfigError: the key's environment variable is not set, or the folder for weights is a file.
     """
+
+    everywhere = False
 
     def __init__(self, settings: ServerEngine, encoder: Encoder, *, first: bool = True) -> None:
         self._settings = settings
