@@ -1,9 +1,9 @@
 """One iteration of policy tuning, end to end: Starling beside TRL's RLOOTrainer and GRPOTrainer.
 
-Both sides get the same prompts, token for token, the same untrained 5M policy and reward model, as many samples per prompt, replies
-of the same lengths, a reference model, as many passes over the replies and optimiser steps, and a fresh process for every run; runs
-alternate, figures are medians over rounds. An iteration is: sample, score by the reward model, log-probabilities under policy
-and reference, update. TRL runs at its best settings for a CPU (versus_trl/tuning_theirs.py), every batch size of --batches is
+Both sides get the same prompts, token for token, the same untrained 5M policy and reward model, as many samples per prompt,
+replies of the same lengths, a reference model, as many passes over the replies and optimiser steps, and a fresh process for every
+run; runs alternate, figures are medians over rounds. An iteration is: sample, score by the reward model, log-probabilities under
+policy and reference, update. TRL runs at its best settings for a CPU (versus_trl/tuning_theirs.py), every batch size of --batches is
 tried in the first round and the best one stays. Starling's side is `starling.policy.train.train` as the command runs it. Neither
 side's start, first iteration (`--warmup`), evaluation or saving is counted.
 
@@ -209,18 +209,19 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    head = "| case | side | tokens per CPU-s | Starling / TRL | CPU-s per iteration | generated | read with gradient | without | steps "
-    lines = [head + "| peak MiB |", "|---|---|---|---|---|---|---|---|---|---|"]
+    columns = ("case", "side", "tokens per CPU-s", "Starling / TRL", "CPU-s per iteration", "generated")
+    columns += ("read with gradient", "without", "steps", "peak MiB")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, case in found["cases"].items():
         for side, s in case["sides"].items():
-            ratio = case["ratios"].get(side.removeprefix("TRL ")) if side.startswith("TRL ") else None
+            ratio = case["ratios"].get(side.removeprefix("TRL "))
             work = s["work"]
-            lines.append(
-                f"| {name} | {side}{f' (batch {s["batch"]})' if 'batch' in s else ''} | {s['tokens_per_cpu_s']:.0f} "
-                f"[{s['least']:.0f}, {s['most']:.0f}] | {f'**{ratio:.1f}**' if ratio else ''} | {s['cpu_s']:.2f} | "
-                f"{s['generated']:,.0f} | {work['read_with_gradient']:,.0f} | {work['read_without']:,.0f} | "
-                f"{work['optimizer_steps']:.0f} | {s['peak_mib']:.0f} |"
-            )
+            cells = [name, f"{side}, batch {s['batch']}" if "batch" in s else side]
+            cells += [f"{s['tokens_per_cpu_s']:.0f} [{s['least']:.0f}, {s['most']:.0f}]"]
+            cells += [f"**{ratio:.1f}**" if side.startswith("TRL ") else "", f"{s['cpu_s']:.2f}", f"{s['generated']:,.0f}"]
+            cells += [f"{work[key]:,.0f}" for key in ("read_with_gradient", "read_without", "optimizer_steps")]
+            cells += [f"{s['peak_mib']:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -248,7 +249,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.quick:
         args.cases, args.rounds, args.iterations, args.algorithms = [CASES[0].name], 1, 2, args.algorithms[:1]
-        args.batches = [8, 16]
+        args.batches = [16, 64]
     return args
 
 
