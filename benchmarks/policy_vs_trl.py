@@ -3,9 +3,9 @@
 Both sides get the same prompts, token for token, the same untrained 5M policy and reward model, as many samples per prompt,
 replies of the same lengths, a reference model, as many passes over the replies and optimiser steps, and a fresh process for every
 run; runs alternate, figures are medians over rounds. An iteration is: sample, score by the reward model, log-probabilities under
-policy and reference, update. TRL runs at its best settings for a CPU (versus_trl/tuning_theirs.py), every batch size of --batches is
-tried in the first round and the best one stays. Starling's side is `starling.policy.train.train` as the command runs it. Neither
-side's start, first iteration (`--warmup`), evaluation or saving is counted.
+policy and reference, update. TRL runs at its best settings for a CPU (versus_trl/tuning_theirs.py), every batch size of --batches
+is tried in the first round and the best one stays. Starling's side is `starling.policy.train.train` as the command runs it.
+Neither side's start, first iteration (`--warmup`), evaluation or saving is counted.
 
     tokens per CPU-s  generated tokens (of the replies, from both sides' own logs) by user and system time of the process
     read              tokens that any model read in an iteration, padding included: with gradient, and without

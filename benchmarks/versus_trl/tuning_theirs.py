@@ -1,7 +1,7 @@
 """TRL's RLOOTrainer or GRPOTrainer on the prompts of a folder, in a process of its own.
 
-Settings at their best for a CPU: fp32 and no gradient checkpointing (their defaults, bf16 and checkpointing, are slower there), no
-evaluation, saving, logging or loader workers, fused AdamW. beta > 0, so that a reference model is held and read as Starling
+Settings at their best for a CPU: fp32 and no gradient checkpointing (their defaults, bf16 and checkpointing, are slower there),
+no evaluation, saving, logging or loader workers, fused AdamW. beta > 0, so that a reference model is held and read as Starling
 does (RLOO's default is 0.05; GRPO's is 0). The reward model is given as they advise, as the path of a sequence classifier.
 One iteration is one generation of all prompts × samples; `batch` is their per_device_train_batch_size, and gradient
 accumulation makes as many optimiser steps of it as Starling makes.
