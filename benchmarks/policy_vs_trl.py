@@ -91,7 +91,8 @@ def request(folder: Path, case: Case, args: argparse.Namespace, **changes: Any) 
     spec = {
         "folder": str(folder), "seed": args.seed, "prompts": args.prompts, "samples": args.samples, "reply": case.reply,
         "epochs": case.epochs, "minibatches": case.minibatches, "warmup": args.warmup, "iterations": args.iterations,
-        "kl": 0.05, "rate": 1e-6, "trainer": "rloo", "batch": 0, "algorithm": ALGORITHMS["rloo"], "policy": {}, "trl": {},
+        "kl": 0.05, "rate": 1e-6, "trainer": "rloo", "batch": 0, "algorithm": ALGORITHMS["rloo"], "trl": {},
+        "policy": {"micro_tokens": args.micro_tokens},
     }  # fmt: skip
     unknown = set(changes) - set(spec)
     assert not unknown, unknown
@@ -245,6 +246,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--warmup", type=int, default=1, help="first iterations that are not counted")
     add("--iterations", type=int, default=3, help="iterations that are counted")
     add("--batches", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="TRL's batch sizes to try; the best counts")
+    add("--micro-tokens", type=int, default=4096, help="Starling's policy.micro_tokens: bounds memory, costs no time")
     add("--seed", type=int, default=0)
     args = parser.parse_args(words)
     if args.quick:
