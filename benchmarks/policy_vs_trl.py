@@ -100,9 +100,16 @@ def request(folder: Path, case: Case, args: argparse.Namespace, **changes: Any) 
 
 
 def batches(case: Case, args: argparse.Namespace) -> list[int]:
-    """TRL's batch sizes that divide an optimiser step of this case."""
+    """TRL's batch sizes that divide an optimiser step of this case.
+
+    Raises:
+        SystemExit: none does.
+    """
     step = args.prompts * args.samples // case.minibatches
-    return [batch for batch in args.batches if step % batch == 0]
+    found = [batch for batch in args.batches if step % batch == 0]
+    if not found:
+        raise SystemExit(f"{case.name}: none of --batches {args.batches} divides an optimiser step of {step} replies")
+    return found
 
 
 def same_start(ours: dict[str, Any], theirs: dict[str, Any]) -> None:

@@ -113,6 +113,8 @@ def test_batches_that_divide_a_step() -> None:
     args = versus.arguments([])
     assert versus.batches(versus.CASES[0], args) == [4, 8, 16, 32, 64]
     assert versus.batches(versus.CASES[1], args) == [4, 8, 16]
+    with pytest.raises(SystemExit, match="divides an optimiser step of 2 replies"):
+        versus.batches(versus.CASES[1], arguments("--batches", "4"))
 
 
 def test_tokens_and_steps_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
