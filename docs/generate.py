@@ -182,10 +182,10 @@ def log_page() -> str:
     parts = [
         NOTE,
         "# The log of a policy's tuning\n",
-        "`<run.dir>/policy/log.jsonl` has one line per iteration, and is the same bytes from every run of the same settings. Means",
+        "`<run.dir>/policy/log.jsonl` has one line per iteration, the same bytes from every run of the same settings. Means",
         "over tokens are over tokens of replies; log-probabilities are at the temperature of `policy.sampling`; the base is the",
-        "model before tuning. Formulas: [policy algorithms](policy-algorithms.md). `guard` in a line is the guard's verdict: `fired`",
-        "and `why`.\n",
+        "model before tuning. Formulas: [policy algorithms](policy-algorithms.md). `guard` in a line is the guard's verdict:",
+        "`fired` and `why`.\n",
     ]
     for heading, what, table in tables:
         rows = [f"| `{name}` | {said.replace('|', '&#124;')} |" for name, said in table.items()]
