@@ -307,7 +307,9 @@ def test_warming_up_ends_early_at_its_mark(mark: dict[str, float], backbone: Mak
 @pytest.mark.parametrize("trunk", ["own", "shared"])
 def test_a_closed_gate_keeps_the_policy_as_it_was(trunk: str, backbone: Make, reward_folder: Path, tmp_path: Path) -> None:
     critic = {"pretrain": 0, "learning_rate": 1e-2, "trunk": trunk, "gate": 1e-9}
-    tune(backbone("llama"), reward_folder, tmp_path, "shut", settings(iterations=2, critic=critic))
+    # decay would move a policy whose gradient is 0
+    decaying = {"learning_rate": 1e-2, "weight_decay": 0.1}
+    tune(backbone("llama"), reward_folder, tmp_path, "shut", settings(iterations=2, critic=critic, optimizer=decaying))
     # with a shared trunk the value loss moves it, as in the original
     assert same_policy(tmp_path / "shut", backbone("llama")) == (trunk == "own")
     assert [row["gated"] for row in lines(tmp_path / "shut")[1:]] == [1.0, 1.0]
@@ -477,17 +479,24 @@ def test_a_step_does_not_depend_on_how_it_is_split_into_passes(
     assert metrics == pytest.approx(others, abs=1e-4, rel=1e-4)
 
 
-def test_losses_of_the_first_update_by_hand(backbone: Make, reward_folder: Path, tmp_path: Path) -> None:
-    """One pass, one step: new values and log-probabilities are still the old ones, so the means are known."""
-    critic = {"pretrain": 0, "learning_rate": 1e-2}
-    rules = settings(algorithm={"type": "apa", "lam": 2.0}, epochs=1, minibatches=1, critic=critic)
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_losses_of_an_update_by_hand(minibatches: int, backbone: Make, reward_folder: Path, tmp_path: Path) -> None:
+    """At a rate of almost 0 values and log-probabilities stay the old ones, so the means over tokens are known; at another
+    temperature than 1 too."""
+    rules = settings(
+        algorithm={"type": "apa", "lam": 2.0}, epochs=1, minibatches=minibatches, critic={"pretrain": 0, "learning_rate": 1e-12},
+        optimizer={"learning_rate": 1e-12, "warmup_fraction": 0}, sampling={"max_tokens": 6, "temperature": 0.7},
+    )  # fmt: skip
     tuner = begun(backbone("llama"), reward_folder, tmp_path, rules)
     rollouts, exp, _ = experience_of(tuner)
     mask = exp.mask_BR
+    assert bool(mask.all())  # all as long, so the mean over steps is that over tokens
     found = tuner.updates.run(tuner.learner.engine, exp, rollouts, iteration=1, kl=0.05, policy=True)
     assert found["value_loss"] == pytest.approx(float(0.5 * ((exp.values_BR - exp.returns_BR)[mask] ** 2).mean()), rel=1e-4)
     assert found["policy_loss"] == pytest.approx(float(((exp.advantages_BR / 2.0)[mask] ** 2).mean()), rel=1e-3)
     assert found["log_ratio"] == pytest.approx(0.0, abs=1e-6)
+    scores = torch.zeros(len(rollouts), dtype=torch.float64)
+    assert tuner._learn(rollouts, scores, 1)["mismatch_max"] < 1e-4  # the whole way, as an iteration goes
 
 
 @pytest.mark.parametrize("anchor", ["rollout", "initial"])

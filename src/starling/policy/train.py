@@ -391,7 +391,6 @@ class _Tuning:
     def _save(self, log: Logbook) -> None:
         """A checkpoint of the iterations done, unless it is there; buffers that it makes needless go."""
         if self.learner.saved != self.learner.state.iteration:
-            self.learner.state.shaping = self.shaping.state
             self.learner.save(log.saved())
             if self.first:
                 buffer.drop(self.work / ROLLOUTS_FOLDER, self.learner.state.iteration)
