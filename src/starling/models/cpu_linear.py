@@ -24,9 +24,10 @@ from transformers.pytorch_utils import Conv1D
 
 _LEAST_WORK = 1 << 21
 """Multiplications below which the operator's own overhead (10 µs) costs more than it saves."""
-_ROWS = 1024
-"""Rows at once where rows are summed over: both factors are transposed for it, and beyond this they leave the cache (256 → 1,024:
-185 GFLOP/s in blocks at 8,192 rows, 107 at once). Other products are as fast at once."""
+_ROWS = (512, 64, 8)
+"""A product is cut into pieces of 512 rows, then one of so many times 64, then one of so many times 8; fewer than 8 rows are
+torch's. So there are 15 numbers of rows. oneDNN compiles a kernel for each number of rows and keeps it: 400 different
+numbers at 256 → 1,024 took 230 MiB, and up to 2.2 GiB with the holes that they left in the heap between the results."""
 
 _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 _PLAIN = (Tensor, nn.Parameter)  # no DTensor and no other subclass
@@ -123,19 +124,44 @@ class _Linear(torch.autograd.Function):
         )
 
 
+def _pieces(rows: int) -> list[tuple[int, int]]:
+    """First row and number of rows of each piece for oneDNN; what is left is torch's."""
+    most, _, least = _ROWS
+    pieces = [(first, most) for first in range(0, rows - most + 1, most)]
+    first = len(pieces) * most
+    for size in _ROWS[1:]:
+        if count := (rows - first) // size * size:
+            pieces.append((first, count))
+            first += count
+    assert rows - first < least
+    return pieces
+
+
 def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x of any shape; the operator takes transposed weights as they are."""
     assert _linear is not None
-    y_NO = _linear(x.reshape(-1, x.shape[-1]), weight_OI, bias_O, "none", [], "")
-    return y_NO.view(*x.shape[:-1], len(weight_OI))  # type: ignore[no-any-return]
+    shape, x_NI = (*x.shape[:-1], len(weight_OI)), x.reshape(-1, x.shape[-1])
+    pieces = _pieces(len(x_NI))
+    if pieces == [(0, len(x_NI))]:
+        return _linear(x_NI, weight_OI, bias_O, "none", [], "").view(shape)  # type: ignore[no-any-return]
+    y_NO, done = x_NI.new_empty(len(x_NI), len(weight_OI)), 0
+    for first, count in pieces:
+        done = first + count
+        y_NO[first:done] = _linear(x_NI[first:done], weight_OI, bias_O, "none", [], "")
+    if done < len(x_NI):
+        y_NO[done:] = F.linear(x_NI[done:], weight_OI, bias_O)
+    return y_NO.view(shape)
 
 
 def _sum_of_products(y_NO: Tensor, x_NI: Tensor, total: Tensor | None = None) -> Tensor:
     """Added to `total` if there is one."""
     assert _linear is not None
     y_NO, x_NI = y_NO.contiguous(), x_NI.contiguous()
-    for first in range(0, len(x_NI), _ROWS):
-        part = _linear(y_NO[first : first + _ROWS].T, x_NI[first : first + _ROWS].T, None, "none", [], "")
+    done = 0
+    for first, count in _pieces(len(x_NI)):
+        done = first + count
+        part = _linear(y_NO[first:done].T, x_NI[first:done].T, None, "none", [], "")
         total = part if total is None else total.add_(part)
-    assert total is not None
-    return total  # type: ignore[no-any-return]
+    if total is None:
+        return y_NO.T @ x_NI
+    return total.addmm_(y_NO[done:].T, x_NI[done:]) if done < len(x_NI) else total
