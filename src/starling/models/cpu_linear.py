@@ -14,6 +14,7 @@ for the backward pass but what `F.linear` keeps.
 from __future__ import annotations
 
 import weakref
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def _possible(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and _is_plain(x)
         and _is_plain(weight)
         and (bias is None or _is_plain(bias))
-        and x.numel() * len(weight) >= _LEAST_WORK
+        and x.numel() * weight.shape[0] >= _LEAST_WORK
         and (weight.is_contiguous() or weight.T.is_contiguous())
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
@@ -102,7 +103,7 @@ def _possible(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 
 def _is_plain(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype is torch.float32 and type(x) in _PLAIN
+    return x.is_cpu and x.dtype is torch.float32 and type(x) in _PLAIN
 
 
 class _Linear(torch.autograd.Function):
@@ -124,6 +125,7 @@ class _Linear(torch.autograd.Function):
         )
 
 
+@lru_cache(4096)
 def _pieces(rows: int) -> list[tuple[int, int]]:
     """First row and number of rows of each piece for oneDNN; what is left is torch's."""
     most, _, least = _ROWS
@@ -140,17 +142,19 @@ def _pieces(rows: int) -> list[tuple[int, int]]:
 def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x of any shape; the operator takes transposed weights as they are."""
     assert _linear is not None
-    shape, x_NI = (*x.shape[:-1], len(weight_OI)), x.reshape(-1, x.shape[-1])
-    pieces = _pieces(len(x_NI))
-    if pieces == [(0, len(x_NI))]:
-        return _linear(x_NI, weight_OI, bias_O, "none", [], "").view(shape)  # type: ignore[no-any-return]
-    y_NO, done = x_NI.new_empty(len(x_NI), len(weight_OI)), 0
+    outputs, inputs = weight_OI.shape
+    rows = x.numel() // inputs
+    pieces = _pieces(rows)
+    if pieces == [(0, rows)] and x.ndim > 1:
+        return _linear(x, weight_OI, bias_O, "none", [], "")  # type: ignore[no-any-return]
+    x_NI = x.reshape(-1, inputs)
+    y_NO, done = x_NI.new_empty(rows, outputs), 0
     for first, count in pieces:
         done = first + count
         y_NO[first:done] = _linear(x_NI[first:done], weight_OI, bias_O, "none", [], "")
-    if done < len(x_NI):
+    if done < rows:
         y_NO[done:] = F.linear(x_NI[done:], weight_OI, bias_O)
-    return y_NO.view(shape)
+    return y_NO.view(*x.shape[:-1], outputs)
 
 
 def _sum_of_products(y_NO: Tensor, x_NI: Tensor, total: Tensor | None = None) -> Tensor:
