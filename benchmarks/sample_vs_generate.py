@@ -35,6 +35,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command sets it, befor
 import torch
 import transformers
 
+from starling.models.cpu_linear import use_onednn
 from starling.models.sample import Sampler
 from starling.records import Sampling
 
@@ -51,7 +52,9 @@ def model() -> Any:
         vocab_size=VOCABULARY, hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).eval()
+    model = transformers.LlamaForCausalLM(config).eval()
+    use_onednn(model)  # as a model that was loaded does
+    return model
 
 
 def count(rows: list[list[int]], ends: set[int]) -> int:

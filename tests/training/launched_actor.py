@@ -52,6 +52,7 @@ def main() -> None:
     import torch
 
     from starling.config import OptimizerSection
+    from starling.models import cpu_linear
     from starling.models.actor import choose_reply_layout
     from starling.models.reference import Reference
     from starling.models.replies import lay_out
@@ -60,8 +61,10 @@ def main() -> None:
     from starling.training.trained import trained_parameters
 
     torch.set_num_threads(1)
+    cpu_linear._LEAST_WORK = 1  # small layers compute as large ones do
     accelerator = make_accelerator("fp32")
     actor = make()
+    cpu_linear.use_onednn(actor)
     reference = Reference.of(actor, spread=kind_of(accelerator.num_processes) == "fsdp2")
     engine = Engine(actor, accelerator, OptimizerSection(learning_rate=1e-3, warmup_fraction=0.0), 4)
     half = REPLIES // 2

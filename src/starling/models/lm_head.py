@@ -28,6 +28,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from starling.errors import InputError
+from starling.models.cpu_linear import add_products, product
 
 TILE_LOGITS = 1 << 26
 """Logits at once; at most three fp32 tensors of that size are alive at any time: 768 MiB."""
@@ -204,9 +205,9 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_V += d_nV.sum(0)
                 d_nV = d_nV.to(ctx.dtype)
                 if grad_ND is not None:
-                    grad_ND[tile] = d_nV @ weight
+                    grad_ND[tile] = product(d_nV, weight.T)
                 if grad_VD is not None:
-                    _add_product(grad_VD, d_nV.T, hidden_ND[tile].to(ctx.dtype))
+                    add_products(grad_VD, d_nV, hidden_ND[tile].to(ctx.dtype))
         to = weight_VD.dtype
         return grad_ND, None if grad_VD is None else grad_VD.to(to), None if grad_V is None else grad_V.to(to), *(None,) * 5
 
@@ -218,7 +219,7 @@ def _logits(hidden_nD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tens
     if hidden_nD.is_cuda and weight_VD.dtype is not torch.float32:
         z_nV = torch.mm(hidden_nD, weight_VD.T, out_dtype=torch.float32)
     else:
-        z_nV = torch.mm(hidden_nD, weight_VD.T).float()
+        z_nV = product(hidden_nD, weight_VD).float()
     return rule(z_nV if bias_V is None else z_nV.add_(bias_V))
 
 
@@ -249,10 +250,3 @@ def _to_logits(
         d_nV.add_(entropies[0]).mul_(entropies[1]).add_(grad_n1).mul_(p_nV).neg_()
         del p_nV
     return d_nV.scatter_add_(1, taken_n1, grad_n1).mul_(rule.slope(z_nV))
-
-
-def _add_product(sum_VD: torch.Tensor, a_Vn: torch.Tensor, b_nD: torch.Tensor) -> None:
-    if a_Vn.dtype is sum_VD.dtype:
-        sum_VD.addmm_(a_Vn, b_nD)
-    else:
-        sum_VD.add_(a_Vn @ b_nD)

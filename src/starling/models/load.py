@@ -1,6 +1,7 @@
 """Model folders: read and write ordinary transformers folders, safetensors only, never code from a folder.
 
 Weights are read in fp32 whatever the file holds: it is the master copy; mixed precision is the training loop's matter.
+On a CPU their linear layers compute through oneDNN (`cpu_linear`).
 Dropout is set to 0 for a model that is trained by preference (its loss compares sequences that must see the same network).
 """
 
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils import logging as transformers_logging
 
 from starling.errors import InputError
+from starling.models.cpu_linear import use_onednn
 from starling.models.scalar_head import ScalarHead
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,9 @@ def load_causal(path: Path | str) -> Any:
     Raises:
         InputError: the folder is missing, has no safetensors, or is no causal language model.
     """
-    return _from_folder(AutoModelForCausalLM, path, "causal language model", dtype=torch.float32, use_safetensors=True).eval()
+    model = _from_folder(AutoModelForCausalLM, path, "causal language model", dtype=torch.float32, use_safetensors=True)
+    use_onednn(model)
+    return model.eval()
 
 
 def load_scalar(path: Path | str, base: Path | None = None, dtype: torch.dtype = torch.float32) -> ScalarHead:
@@ -271,6 +275,7 @@ def _classifier(path: Path | str, config: Any, dtype: torch.dtype = torch.float3
             where=str(path),
             cure="name a *ForSequenceClassification with num_labels = 1, complete and with its own config",
         )
+    use_onednn(model)
     return model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
 

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from starling.errors import InputError
 from starling.models import sample_general, tree_attention
-from starling.models.cpu_linear import faster_linears
 from starling.models.drawing import Drawn, draw
 from starling.models.encode import Encoder
 from starling.models.sample_cache import Slots, in_slots, misfit, token_bytes
@@ -131,7 +130,7 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            with faster_linears(self.model), in_slots(self.model) if self._can_use_slots() else nullcontext():
+            with in_slots(self.model) if self._can_use_slots() else nullcontext():
                 run = _Run(self, jobs, sampling, done or (lambda _: None))
                 return run.continuous() if self._fits else run.in_batches()
         finally:
