@@ -58,6 +58,7 @@ COMMON: dict[str, Any] = {
     "eval_every": 2,
     "eval_prompts": 212,
     "checkpoint_every": NEVER,
+    "guard": {"best_of": 0},  # best of n is an arm of its own
 }
 """`[policy]` of every arm: configs/tiny.toml, with more evaluations, over half of the world's validation prompts."""
 WITHOUT_CRITIC: dict[str, Any] = {"samples_per_prompt": 4, "critic": {"pretrain": 0}}

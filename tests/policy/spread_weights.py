@@ -7,6 +7,7 @@ gathers of the same model, and the number of weights.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -61,3 +62,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # as the command ends: see `starling.cli.main`
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

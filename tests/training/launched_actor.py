@@ -6,6 +6,7 @@ numbers of all processes, in RESULT.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -93,3 +94,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # as the command ends: see `starling.cli.main`
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
