@@ -10,6 +10,6 @@
 """
 
 from starling.policy.servers.facts import Facts
-from starling.policy.servers.rollouts import RolloutEngine, ServerRollouts
+from starling.policy.servers.rollouts import ServerRollouts
 
-__all__ = ["Facts", "RolloutEngine", "ServerRollouts"]
+__all__ = ["Facts", "ServerRollouts"]

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -56,21 +56,6 @@ FLATTER = 2.0
 """Temperature at which it is measured what a server reports; there it cannot be mistaken for temperature 1."""
 SEED_BITS = (1 << 63) - 1
 """Both engines take seeds as int64."""
-
-
-class RolloutEngine(Protocol):
-    """Whoever samples for the policy stage: this process, or servers."""
-
-    everywhere: bool
-    """Whether each process samples its share; else the first one samples for all."""
-
-    def load(self, policy: Any, version: int) -> None:
-        """Replies come from these weights from now on."""
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], samples: int = 1
-    ) -> list[Sampled]:
-        """`samples` replies per prompt: prompt 0 sample 0, prompt 0 sample 1, …; one seed per reply."""
 
 
 @dataclass(frozen=True)
