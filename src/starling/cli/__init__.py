@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from starling.cli import chain, reward, use  # noqa: F401
+from starling.cli import alpaca_eval, chain, mt_bench, pairwise, ratings, reward, safety, use  # noqa: F401
 from starling.cli.audit import audit_app
 from starling.cli.common import app, complain
 from starling.cli.data import import_app

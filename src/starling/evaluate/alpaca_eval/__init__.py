@@ -1,0 +1,1 @@
+"""AlpacaEval 1 and 2."""

@@ -1,0 +1,1 @@
+"""Refusals: over-refusal on safe prompts, attack success on unsafe ones."""

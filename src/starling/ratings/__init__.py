@@ -1,0 +1,1 @@
+"""Ratings of models from votes: Elo, Bradley–Terry, intervals, style control, from any battle or vote file."""
