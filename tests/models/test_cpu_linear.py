@@ -288,3 +288,53 @@ def test_a_loaded_model_computes_so_and_saves_the_same_bytes(tmp_path: Path, dec
     with torch.no_grad():
         assert torch.allclose(loaded(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5)
     assert calls == [56] * (2 * 7 + 1)  # of 60 rows
+
+
+# ── packed weights ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(24, 40), nn.Linear(24, 40, bias=False), Conv1D(40, 24)])
+@pytest.mark.parametrize("shape", [(7, 24), (8, 24), (32, 1, 24), (1, 77, 24), (24,)])
+@torch.no_grad()
+def test_packed_weights_give_the_same_bits(layer: nn.Module, shape: tuple[int, ...], calls: list[int]) -> None:
+    layer = nn.Sequential(copy.deepcopy(layer))
+    use_onednn(layer)
+    x = random(*shape)
+    before = layer(x)
+    del calls[:]
+    with cpu_linear.packed(layer):
+        found = layer(x)
+        assert calls == [n for _, n in cpu_linear._pieces(x.numel() // 24)] or calls == [shape[0]]
+        assert all(f.packed is not None for f in forwards(layer))
+    assert torch.equal(found, before)
+    assert all(f.packed is None for f in forwards(layer))
+
+
+def test_packed_weights_are_for_passes_without_gradients(calls: list[int]) -> None:
+    """A pass with gradients takes the weights themselves, so it sees that they have changed."""
+    model = nn.Sequential(nn.Linear(24, 40))
+    use_onednn(model)
+    x = random(8, 24)
+    with cpu_linear.packed(model):
+        with torch.no_grad():
+            stale = model(x)
+            model[0].weight.add_(1)  # type: ignore[operator]
+            assert torch.equal(model(x), stale)
+        assert torch.allclose(model(x), F.linear(x, model[0].weight, model[0].bias), atol=1e-5)  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert not torch.equal(model(x), stale)
+
+
+def test_packed_weights_go_after_an_error_and_are_not_made_for_large_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 8))
+    use_onednn(model)
+    with pytest.raises(KeyError), cpu_linear.packed(model):
+        raise KeyError
+    assert all(f.packed is None for f in forwards(model))
+    monkeypatch.setattr(cpu_linear, "_MOST_PACKED", 4 * (24 * 40 + 40 * 8) - 1)
+    with cpu_linear.packed(model):
+        assert all(f.packed is None for f in forwards(model))
+
+
+def forwards(model: nn.Module) -> list[cpu_linear._Forward]:
+    return [vars(m)["forward"] for m in model.modules() if "forward" in vars(m)]

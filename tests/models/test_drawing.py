@@ -47,6 +47,22 @@ def test_a_token_of_probability_0_is_never_drawn(uniform: float) -> None:
     assert int(draw(many, torch.tensor([uniform], dtype=torch.float64), temperature=1.0, top_p=1.0).tokens_B) < 4000
 
 
+@pytest.mark.parametrize("vocabulary", [1, 63, 64, 65, 5000, 8192])
+def test_tokens_are_those_of_a_running_sum(vocabulary: int) -> None:
+    """Against the sum over the whole vocabulary in fp64, one row of which is mostly zeros."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(40, vocabulary, generator=generator) * 3
+    logits[20:, 1::2] = -torch.inf
+    uniform = torch.rand(40, generator=generator, dtype=torch.float64)
+    tokens = draw(logits, uniform, temperature=1.0, top_p=1.0).tokens_B
+    cdf = torch.softmax(logits.double(), -1).cumsum(-1)
+    rows = torch.arange(40)
+    until, chance = cdf[rows, tokens], torch.softmax(logits.double(), -1)[rows, tokens]
+    assert bool((uniform < until + 1e-6).all())
+    assert bool((until - chance - 1e-6 < uniform).all())
+    assert bool((chance > 0).all())
+
+
 def test_nucleus_keeps_the_smallest_sufficient_set() -> None:
     # 0.7 alone is below 0.8, so 0.2 joins; 0.1 never comes. Renormalised: 7/9 and 2/9.
     drawn = draw(THREE.repeat(900, 1), evenly(900), temperature=1.0, top_p=0.8)

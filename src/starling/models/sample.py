@@ -29,6 +29,7 @@ from torch import Tensor
 
 from starling.errors import InputError
 from starling.models import sample_general, tree_attention
+from starling.models.cpu_linear import packed
 from starling.models.drawing import Drawn, draw
 from starling.models.encode import Encoder
 from starling.models.sample_cache import Slots, in_slots, misfit, token_bytes
@@ -130,7 +131,7 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            with in_slots(self.model) if self._can_use_slots() else nullcontext():
+            with packed(self.model), in_slots(self.model) if self._can_use_slots() else nullcontext():
                 run = _Run(self, jobs, sampling, done or (lambda _: None))
                 return run.continuous() if self._fits else run.in_batches()
         finally:
