@@ -106,7 +106,7 @@ def _of_one(result: Result, overall: Part) -> Result:
 def test_a_contradiction_is_not_written(tmp_path: Path, spoil: Callable[[Result], Result]) -> None:
     write_result(tmp_path / "r.json", full())
     before = (tmp_path / "r.json").read_bytes()
-    with pytest.raises(ValueError, match=r"the result of mt-bench has|not JSON compliant"):
+    with pytest.raises(ValueError, match=r"the result of .* ?has|not JSON compliant"):
         write_result(tmp_path / "r.json", spoil(full()))
     assert (tmp_path / "r.json").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
