@@ -31,7 +31,8 @@ class _RunByDefault(TyperGroup):
 
 
 evaluate_app = typer.Typer(
-    name="evaluate", help="Evaluate a run (`evaluate CONFIG`), models or reward models on benchmarks.", cls=_RunByDefault, **OPTIONS
+    name="evaluate", help="Evaluate a run (`evaluate CONFIG`), models, or reward models on benchmarks.", cls=_RunByDefault,
+    **OPTIONS,
 )
 
 
