@@ -162,6 +162,7 @@ def job(config: Config, one: Benchmark, endpoints: Endpoints, out: Path, progres
         models={name: _endpoint(config, endpoints, name) for name in names},
         systems={name: system for name, system in config.systems.items() if name in names},
         judge=endpoints.get(judge) if judge else None,
+        ranking=config.ranking,
         judge_price=_price(config, judge),
         seed=config.run.seed,
         resamples=config.evaluate.bootstrap,
@@ -350,14 +351,17 @@ def page_of(config: Config) -> Path:
 
 
 def write_page(config: Config) -> None:
-    """results.json and page.html about every benchmark that is done."""
+    """results.json and page.html about every benchmark of the run that is done."""
+    found = finished(config.run.dir)
+    if found:
+        write_files(found, folder(config), config.run.dir.resolve().name)
+
+
+def write_files(found: Sequence[Result], out: Path, title: str) -> Path:
+    """results.json and page.html about some results; returns the page's path."""
     from starling.report import evaluation_page
 
-    found = finished(config.run.dir)
-    if not found:
-        return
-    text = json.dumps({"results": as_rows(found)}, indent=2, ensure_ascii=False) + "\n"
-    draft = folder(config) / (RESULTS_FILE + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(folder(config) / RESULTS_FILE)
-    evaluation_page.write_page(found, folder(config), title=config.run.dir.name)
+    page = evaluation_page.write_page(found, out, title=title)
+    text = json.dumps({"results": as_rows(found)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    evaluation_page.write_text(out / RESULTS_FILE, text)
+    return page

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starling.cli.common import print_table
 
 if TYPE_CHECKING:
+    from starling.evaluate.comparison import Table
     from starling.evaluate.results import Part, Result
 
 WIDE = 4
@@ -88,4 +89,59 @@ def _difference_rows(result: Result) -> Iterator[dict[str, Any]]:
             "p": reading.p_text(one.p),
             "p adjusted": reading.p_text(one.p_adjusted),
             "": reading.verdict_text(one, result),
+        }
+
+
+# ── several runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def print_comparison(tables: Sequence[Table]) -> None:
+    """Models of several runs by benchmark, each with its judge's noise, and every difference with what follows from it."""
+    from starling.evaluate import comparison, reading
+
+    for number, table in enumerate(tables):
+        way = "higher is better" if table.higher_is_better else "lower is better"
+        print(f"{chr(10) if number else ''}{table.title}: {table.unit}, {way}\n")
+        print_table(_line_rows(table))
+        if table.contrasts:
+            places = reading.digits(table.unit)
+            print()
+            print_table(
+                {
+                    "first": c.first,
+                    "second": c.second,
+                    "first − second": f"{c.difference:+.{places}f}",
+                    "95 % interval": f"{c.ci[0]:+.{places}f} to {c.ci[1]:+.{places}f}",
+                    "judge alone": "" if c.spread is None else f"± {c.spread:.{places + 1}f}",
+                    "from": "paired" if c.paired else "two intervals",
+                    "p adjusted": reading.p_text(c.p_adjusted),
+                    "": comparison.said(c),
+                }
+                for c in table.contrasts
+            )
+        for note in table.notes:
+            print(f"note: {note}")
+    tests = sum(len(table.contrasts) for table in tables)
+    print(
+        f"\n{tests:,} differences, p adjusted for all of them (Holm); one counts at p < {reading.ALPHA:g} and above the "
+        "judge's spread"
+    )
+
+
+def _line_rows(table: Table) -> Iterator[dict[str, Any]]:
+    from starling.evaluate import reading
+
+    several = len({line.group for line in table.lines}) > 1
+    for line in table.lines:
+        overall = line.found.overall
+        yield {
+            "model": line.found.model,
+            "run": line.run,
+            **({"group": line.group + 1} if several else {}),
+            "score": reading.score_text(overall.score, line.result.unit),
+            "95 % interval": reading.interval_text(overall.ci, reading.digits(line.result.unit)),
+            "n": overall.n,
+            "prompts": overall.clusters,
+            "judge": line.result.judge.judge if line.result.judge else "–",
+            "its noise and bias": reading.noise_text(line.result),
         }

@@ -93,6 +93,17 @@ def judge_facts(result: Result) -> list[tuple[str, str]]:
     ]
 
 
+def noise_text(result: Result) -> str:
+    """The judge's noise and bias in one cell of a table."""
+    judge = result.judge
+    if judge is None:
+        return "a fixed rule"
+    gap = "order not measured" if judge.position_gap is None else f"order {100 * judge.position_gap:+.1f}"
+    spread = "asked once" if judge.repeat_spread is None else f"again ± {judge.repeat_spread:.{digits(result.unit) + 1}f}"
+    lost = "" if judge.unparsed_share is None else f", {100 * judge.unparsed_share:.1f} % without a verdict"
+    return f"{gap}, {spread}{lost}"
+
+
 def _position(judge: JudgeFacts) -> str:
     if judge.position_gap is None:
         return "not measured: one answer at a time, or in one order only"

@@ -157,7 +157,7 @@ def panel(result: Result, anchor: str) -> Panel:
         parts=[(name, [_part(m.parts.get(name), result) for m in result.models]) for name in names],
         figures=_figures(result, names, anchor),
         judge=judge_facts(result),
-        noise=noise(result),
+        noise=reading.noise_text(result),
         settings=_flat(result.settings),
     )  # fmt: skip
 
@@ -281,17 +281,6 @@ def _cost(judge: JudgeFacts) -> Fact:
     if judge.dollars is None:
         said.append("dollars not known")
     return Fact("Cost", value, note=", ".join(said))
-
-
-def noise(result: Result) -> str:
-    """The judge's noise and bias in one cell of a table."""
-    judge = result.judge
-    if judge is None:
-        return "a fixed rule"
-    gap = "order not measured" if judge.position_gap is None else f"order {100 * judge.position_gap:+.1f}"
-    spread = "asked once" if judge.repeat_spread is None else f"again ± {judge.repeat_spread:.{reading.digits(result.unit) + 1}f}"
-    lost = "" if judge.unparsed_share is None else f", {100 * judge.unparsed_share:.1f} % without a verdict"
-    return f"{gap}, {spread}{lost}"
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
