@@ -12,7 +12,7 @@ from math import sqrt
 
 from starling import stats
 from starling.evaluate.results import Difference, Part
-from starling.evaluate.reward_benchmarks.compare import holm, sign_flip_p
+from starling.stats_comparisons import holm, sign_flip_p
 
 Place = tuple[int, int]
 """Question and turn."""

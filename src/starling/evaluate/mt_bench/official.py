@@ -56,6 +56,22 @@ def prompt_name(kind: str, *, reference: bool, turn: int) -> str:
     return f"{kind}-{version}{'-multi-turn' if turn == 2 else ''}"
 
 
+def prompt_of(prompts: Mapping[str, Mapping[str, str]], name: str) -> Mapping[str, str]:
+    """The prompt of that name.
+
+    Raises:
+        InputError: there is none, or it wants a reply in another form than FastChat reads.
+    """
+    wanted = "[[rating]]" if name.startswith("single") else "[[A]]"
+    if name not in prompts or prompts[name]["output_format"] != wanted:
+        raise InputError(
+            f"The judge's prompt '{name}' with the output format {wanted} is not there",
+            where="evaluate.mt_bench.judge_prompts",
+            cure="use FastChat's judge_prompts.jsonl",
+        )
+    return prompts[name]
+
+
 def fill(prompt: Mapping[str, str], values: Mapping[str, str], where: str) -> Messages:
     """The system and the user message of a judge's prompt; braces in the values stay what they are.
 
