@@ -21,6 +21,7 @@ from starling.config.base import (
     fingerprint,
     secret,
 )
+from starling.config.benchmarks import MTBenchSection
 from starling.config.data import (
     DatasetSection,
     PoolModel,
@@ -110,6 +111,7 @@ __all__ = [
     "LastLayers",
     "LoRA",
     "LocalModel",
+    "MTBenchSection",
     "MicroworldJudge",
     "MicroworldPrompts",
     "MicroworldSection",
