@@ -23,7 +23,7 @@ from typing import Any
 from starling import pipeline
 from starling.artifacts import new_artifact, open_artifact
 from starling.config import Config, ServerModel
-from starling.config.benchmarks import JudgedSection
+from starling.config.benchmarks import OWN_MODELS, JudgedSection
 from starling.content import content_of
 from starling.endpoint import Endpoint
 from starling.errors import InputError, UsageError
@@ -48,9 +48,6 @@ from starling.rundir import launched, locked
 from starling.serving import Endpoints
 
 RESULTS_FILE = "results.json"
-OWN = ("base", "policy")
-"""Names of the run's own models before and after tuning, where no model under [models] has them."""
-
 Tell = Callable[[str], None]
 
 
@@ -192,7 +189,7 @@ def _section(config: Config, one: Benchmark) -> JudgedSection:
 
 
 def _names(config: Config, one: Benchmark) -> tuple[str, ...]:
-    return _section(config, one).models or OWN
+    return _section(config, one).models or OWN_MODELS
 
 
 def _judge(config: Config, section: JudgedSection) -> str:
@@ -200,7 +197,7 @@ def _judge(config: Config, section: JudgedSection) -> str:
 
 
 def _is_own(config: Config, name: str) -> bool:
-    return name in OWN and name not in config.models
+    return name in OWN_MODELS and name not in config.models
 
 
 def _endpoint(config: Config, endpoints: Endpoints, name: str) -> Endpoint:

@@ -177,6 +177,7 @@ class Config(Section):
         named = [("responses", n) for n in (self.responses.names if self.responses else ())]
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
         named += [("publish.models", n) for n in self.publish.models]
+        named += self.evaluate.names_models()
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")

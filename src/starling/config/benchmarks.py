@@ -9,12 +9,16 @@ from pydantic import Field, model_validator
 
 from starling.config.base import Section
 
+OWN_MODELS = ("base", "policy")
+"""Names of the run's own models before and after tuning, where no model under [models] has them."""
+
 
 class JudgedSection(Section):
     """What the benchmarks have in common."""
 
     models: tuple[str, ...] = Field(
-        default=(), description="Models to evaluate, by their names under [models]. Empty: the run's base and tuned policy."
+        default=(),
+        description="Models to evaluate, by their names under [models]; `base` and `policy` are the run's own. Empty: these two.",
     )
     judge: str = Field(default="", description="The judge, by its name under [models]. Empty: ranking.judge.")
 

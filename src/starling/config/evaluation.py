@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from starling.config.base import Section
-from starling.config.benchmarks import MTBenchSection
+from starling.config.benchmarks import OWN_MODELS, JudgedSection, MTBenchSection
 
 # ── stage 7 and after ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -20,6 +20,16 @@ class EvaluateSection(Section):
     judge_prompts: int = Field(default=200, gt=0, description="Prompts in the judge's head to head, both orders each.")
     bootstrap: int = Field(default=2000, ge=100, description="Resamples behind each interval, clustered by prompt.")
     mt_bench: MTBenchSection | None = None
+
+    def names_models(self) -> list[tuple[str, str]]:
+        """(setting, name) of every model under [models] that a benchmark is to ask; OWN_MODELS are the run's."""
+        found = []
+        for section in type(self).model_fields:
+            settings = getattr(self, section)
+            if isinstance(settings, JudgedSection):
+                found += [(f"evaluate.{section}.models", name) for name in settings.models if name not in OWN_MODELS]
+                found += [(f"evaluate.{section}.judge", settings.judge)] if settings.judge else []
+        return found
 
 
 class Terms(Section):
