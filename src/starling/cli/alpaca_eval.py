@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
 import typer
 
-from starling.cli.common import AsJson, complain, print_json, print_table
+from starling.cli.benchmark_tables import print_result
+from starling.cli.common import AsJson, complain, print_json
 from starling.cli.evaluate import evaluate_app
 from starling.errors import UsageError
 
-if TYPE_CHECKING:
-    from starling.evaluate.alpaca_eval.measure import Measured
-    from starling.evaluate.results import Difference
-
+LEADERBOARD_FILE = "leaderboard.csv"
+MOST_COMPARED = 6
+"""Models up to which all pairs and intervals of parts are printed; --json and result.json have them always."""
 By = Literal["row", "instruction"]
 
 
@@ -56,9 +57,7 @@ def evaluate_alpaca_eval(
     leaderboard: Annotated[
         Path | None, typer.Option("--leaderboard", metavar="FILE", help="A leaderboard.csv whose models go into --out's, too.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write result.json and leaderboard.csv here.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write result.json and leaderboard.csv here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """AlpacaEval's win rates, plain and length-controlled, from official files and without a network."""
@@ -80,20 +79,17 @@ def evaluate_alpaca_eval(
     how = Inputs(difficulty_by=cast(By, difficulty_by), control=cast(Control, lc), c=c)
     lines, result = from_files.evaluate(given, how, against)
     if out is not None:
-        from starling.evaluate.alpaca_eval import files
+        from starling.evaluate.result_files import RESULT_FILE, write_result
 
-        files.write_json(out / "result.json", result.as_json() if hasattr(result, "as_json") else _plain(result))
-        from_files.write_leaderboard(out / "leaderboard.csv", lines, leaderboard)
-        complain(f"written: {out / 'result.json'}, {out / 'leaderboard.csv'}")
+        out.mkdir(parents=True, exist_ok=True)
+        from_files.write_leaderboard(out / LEADERBOARD_FILE, lines, leaderboard)
+        write_result(out / RESULT_FILE, result)
+        complain(f"written: {out / RESULT_FILE}, {out / LEADERBOARD_FILE}")
     if as_json:
         found = [line.as_json() for line in lines]
-        gaps = [_plain(gap) for gap in result.differences]
+        gaps = [asdict(gap) for gap in result.differences]
         print_json(found[0] if len(found) == 1 else {"models": found, "differences": gaps})
         return
-    _show(lines, result.notes, result.differences)
-
-
-def _plain(value: Any) -> Any:
-    from dataclasses import asdict
-
-    return asdict(value)
+    if len(lines) > MOST_COMPARED:
+        result = replace(result, differences=(), models=tuple(replace(one, parts={}) for one in result.models))
+    print_result(result)

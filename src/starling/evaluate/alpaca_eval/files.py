@@ -194,6 +194,10 @@ class Judged:
     """Of the baseline's and the model's answer; empty in a compact table."""
     instruction_id: NDArray[np.int64] | None
     """A compact table's number of each instruction in the official set."""
+    dollars: float
+    """Sum of price_per_example."""
+    seconds: float
+    """Sum of time_per_example."""
 
 
 @dataclass
@@ -207,6 +211,8 @@ class _Columns:
     digests: list[tuple[bytes, bytes]] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     count: int = 0
+    dollars: float = 0.0
+    seconds: float = 0.0
 
 
 def read_annotations(path: Path) -> list[Judged]:
@@ -247,6 +253,8 @@ def _take(columns: _Columns, value: Mapping[str, Any]) -> None:
     columns.baselines.add(str(value.get("generator_1") or ""))
     columns.annotators.add(str(value.get("annotator") or ""))
     columns.datasets.add(str(value.get("dataset") or ""))
+    columns.dollars += _finite(value.get("price_per_example")) or 0.0
+    columns.seconds += _finite(value.get("time_per_example")) or 0.0
     preference, outcome = _preference(value.get("preference"))
     columns.outcomes[outcome] += 1
     orders = [_preference(value.get(name))[0] for name in (WHEN_FIRST, WHEN_SECOND)]
@@ -264,7 +272,9 @@ def _take_compact(columns: _Columns, value: Mapping[str, Any]) -> None:
     preference, outcome = _preference(value.get("preference"))
     columns.outcomes[outcome] += 1
     place, number, base, own = numbers
-    columns.rows.append((str(number), place, preference, value.get("swapped") in (True, "True"), math.nan, math.nan, base, own, number))
+    columns.rows.append(
+        (str(number), place, preference, value.get("swapped") in (True, "True"), math.nan, math.nan, base, own, number)
+    )
 
 
 def _whole(value: Any) -> int:
@@ -315,6 +325,8 @@ def _judged(path: Path, model: str, columns: _Columns, compact: bool) -> Judged:
         outcomes={name: n for name, n in columns.outcomes.items() if n},
         digests=tuple(columns.digests),
         instruction_id=np.array(number, dtype=np.int64) if compact else None,
+        dollars=columns.dollars,
+        seconds=columns.seconds,
     )
 
 
@@ -327,7 +339,7 @@ def read_difficulty(path: Path) -> Floats:
     Raises:
         InputError: unreadable, a row that is no number, or rows that are not numbered 0, 1, 2 …
     """
-    found = []
+    found: list[float] = []
     for row in read_rows(path):
         value = row.value or {}
         number, difficulty = value.get("index", value.get("", len(found))), _finite(value.get("instruction_difficulty"))
@@ -350,7 +362,7 @@ def read_gamed(path: Path) -> Gamed:
         InputError: unreadable, or a row that lacks one of the numbers.
     """
     names = ("preference", "std_delta_len", "instruction_difficulty")
-    found = []
+    found: list[list[float | None]] = []
     for row in read_rows(path):
         numbers = [_finite((row.value or {}).get(name)) for name in names]
         if any(number is None for number in numbers) or not 0 <= (numbers[0] or 0) <= 1:

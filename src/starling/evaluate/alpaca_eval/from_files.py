@@ -12,7 +12,8 @@ from typing import Any
 
 from starling.errors import InputError, UsageError
 from starling.evaluate.alpaca_eval import files
-from starling.evaluate.alpaca_eval.measure import Inputs, Measured, differences, measure, of_baseline, result
+from starling.evaluate.alpaca_eval.measure import Inputs, Measured, measure, of_baseline
+from starling.evaluate.alpaca_eval.table import differences, judge_facts, result
 from starling.evaluate.results import Result
 
 
@@ -73,9 +74,11 @@ def evaluate(given: Files, settings: Inputs, against: str = "") -> tuple[list[Me
         gaps = []
     told: dict[str, Any] = {
         "annotations": [str(path) for path in given.annotations], "lc": settings.control, "c": settings.c,
-        "difficulty_by": settings.difficulty_by, "against": against or None, "resamples": settings.resamples, "seed": settings.seed,
+        "difficulty_by": settings.difficulty_by, "against": against or None, "resamples": settings.resamples,
+        "seed": settings.seed,
     }  # fmt: skip
-    return lines, result(lines, settings=told, differences=gaps)
+    facts = judge_facts(lines, judged, resamples=inputs.resamples, seed=inputs.seed)
+    return lines, result(lines, settings=told, judge=facts, differences=gaps)
 
 
 def _outputs(paths: Sequence[Path], judged: Sequence[files.Judged]) -> dict[str, files.Outputs]:
@@ -88,7 +91,9 @@ def _outputs(paths: Sequence[Path], judged: Sequence[files.Judged]) -> dict[str,
         if name not in names or name in found:
             what = "twice" if name in found else f"of a model that has no annotations here (these have: {', '.join(names[:4])})"
             raise InputError(
-                f"The outputs of '{name}' are {what}", where=f"{path}, field generator", cure="give the outputs of the judged models"
+                f"The outputs of '{name}' are {what}",
+                where=f"{path}, field generator",
+                cure="give the outputs of the judged models",
             )
         found[name] = outputs
     return found

@@ -1,24 +1,26 @@
 """AlpacaEval's length-controlled win rate: a logistic model of the preferences, asked what it predicts at equal lengths.
 
-Source: Dubois, Galambosi, Liang, Hashimoto 2024 (arXiv 2404.04475) and `alpaca_eval.metrics.glm_winrate` 0.6.6. Per model, with y the
-preference for it in 0 … 1 and dl the baseline's length minus its own, in characters:
+Source: Dubois, Galambosi, Liang, Hashimoto 2024 (arXiv 2404.04475) and `alpaca_eval.metrics.glm_winrate` 0.6.6. Per model, with y
+the preference for it in 0 … 1 and dl the baseline's length minus its own, in characters:
 
     logit P(y = 1) = w_length · tanh(dl / sd(dl)) + w_difficulty · d + w_model          (no intercept; sd with n − 1)
 
-fitted by min ‖w‖₁ + C Σ s · (log loss), liblinear's objective. d is a number per instruction that came from one joint fit over many
-models; the "gamed" rows, the baseline told to be verbose and to be concise (weight 0.1 each, no w_model), hold w_length in place.
-C is chosen among ten values from 1e-4 to 1e4 by five-fold cross-validation. The result is the mean of σ(w_difficulty · d + w_model).
+fitted by min ‖w‖₁ + C Σ s · (log loss), liblinear's objective. d is a number per instruction that came from one joint fit over
+many models; the "gamed" rows, the baseline told to be verbose and to be concise (weight 0.1 each, no w_model), hold w_length in
+place. C is chosen among ten values from 1e-4 to 1e4 by five-fold cross-validation. The result is the mean of
+σ(w_difficulty · d + w_model).
 
-Departures: our own solver (proximal Newton, exact to 1e-9; liblinear stops earlier, which moves the result by up to 0.015 points); one
-pass fits all five folds and, with them, all data; a result that does not exist is a reason in words (the official one is NaN).
-Beside the official standard error, which only measures how much the instructions' predictions differ, every row gets its influence
-on the result (infinitesimal jackknife; Efron 1982), so that honest, clustered intervals cost one bootstrap of a mean.
+Departures: our own solver (proximal Newton, exact to 1e-9; liblinear stops earlier, which moves the result by up to 0.015
+points); one pass fits all five folds and, with them, all data; a result that does not exist is a reason in words (officially
+NaN). Beside the official standard error, which only measures how much the instructions' predictions differ, every row gets its
+influence on the result (infinitesimal jackknife; Efron 1982), so that honest, clustered intervals cost one bootstrap of a mean.
 
 Shapes: N rows (the gamed ones first), J weights, K fits at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,15 +60,15 @@ class LengthControlled:
     """%, at equal lengths."""
     standard_error: float
     """%, the official one: the spread of the predictions over the instructions, as if the weights were known."""
-    weights: dict[str, float]
+    weights: Mapping[str, float]
     """length, difficulty (absent in the minimal variant), model."""
     c: float
     variant: Variant
     predicted: Floats
     """σ of each row, 0 … 1, in the order of the rows: the official glm_preference."""
     influence: Floats
-    """For each row with a preference: win_rate + what that row adds to it, %. Their mean is `win_rate`; a bootstrap of that mean is
-    the first-order bootstrap of the whole fit at this C, with the gamed rows and the difficulties taken as given."""
+    """For each row with a preference: win_rate + what that row adds to it, %. Their mean is `win_rate`; a bootstrap of that mean
+    is the first-order bootstrap of the whole fit at this C, with the gamed rows and the difficulties taken as given."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def length_controlled(
         return Impossible(f"all preferences are {1 + preference[known][0]:g}: there is nothing to fit")
     sd = float(np.std(delta_len, ddof=1))
     if not sd > 0:
-        return Impossible("all answers differ in length from the baseline's by the same number of characters: nothing to control for")
+        return Impossible(
+            "all answers differ in length from the baseline's by the same number of characters: nothing to control for"
+        )
     columns = [np.tanh(delta_len / sd), np.ones(len(preference))]
     if difficulty is not None:
         columns.insert(1, difficulty)
@@ -129,7 +133,7 @@ def length_controlled(
     )
 
 
-def against(weights: dict[str, float], other: dict[str, float], difficulty: Floats) -> float:
+def against(weights: Mapping[str, float], other: Mapping[str, float], difficulty: Floats) -> float:
     """Win rate, %, over another baseline than the one that the answers were compared with: both models' weights stand for them.
 
     Args:
@@ -224,10 +228,9 @@ def _influence(
     known: NDArray[np.bool_],
     fitted: slice,
 ) -> Floats:
-    """For each row with a preference, mean prediction + the derivative of that mean by the row's weight, times the number of rows.
-
-    Weights that the penalty holds at 0 do not move; of the others only the loss has a curvature. A row adds to the mean in two ways:
-    its own prediction is averaged in, and its preference moves the weights.
+    """For each row with a preference, mean prediction + the derivative of that mean by the row's weight, times the number of
+    rows. Weights that the penalty holds at 0 do not move; of the others only the loss has a curvature. A row adds to the mean in
+    two ways: its own prediction is averaged in, and its preference moves the weights.
     """
     mean = float(predicted.mean())
     found = predicted[known] - float(predicted[known].mean()) + mean
@@ -244,13 +247,16 @@ def _influence(
 
 
 def _objective(w_KJ: Floats, eta_NK: Floats, y_N: Floats, weight_NK: Floats, c: float) -> Floats:
-    return np.abs(w_KJ).sum(1) + c * np.einsum("nk,nk->k", weight_NK, _loss(eta_NK, y_N[:, None]))
+    value_K: Floats = np.abs(w_KJ).sum(1) + c * np.einsum("nk,nk->k", weight_NK, _loss(eta_NK, y_N[:, None]))
+    return value_K
 
 
 def _loss(eta: Floats, y: Floats) -> Floats:
     """Log loss of soft labels, from log-odds: log(1 + e^eta) − y · eta, without overflow."""
-    return np.maximum(eta, 0) + np.log1p(np.exp(-np.abs(eta))) - y * eta
+    found: Floats = np.maximum(eta, 0) + np.log1p(np.exp(-np.abs(eta))) - y * eta
+    return found
 
 
 def _sigmoid(eta: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(0.5 * eta))
+    found: Floats = 0.5 * (1 + np.tanh(0.5 * eta))
+    return found

@@ -31,15 +31,12 @@ from starling.evaluate.alpaca_eval.length_control import (
     against,
     length_controlled,
 )
-from starling.evaluate.reward_benchmarks.compare import holm, sign_flip_p
-from starling.evaluate.results import Difference, JudgeFacts, ModelResult, Part, Result
 
-WORD = "alpaca-eval"
 Control = Literal["auto", "full", "noreg", "minimal", "none"]
 CIPair = tuple[float, float]
 _CUSTOM = (
-    "These are not the official instructions, so no difficulty of theirs is known: the length control is the minimal one, without "
-    "that term"
+    "these are not the official instructions, so no difficulty of theirs is known: the length control is the minimal one, "
+    "without that term"
 )
 
 
@@ -106,6 +103,8 @@ class Measured:
     avg_length: int | None
     win_rate_ci: CIPair | None
     controlled: LengthControlled | None
+    weights: Mapping[str, float]
+    """Of the length control; 0 for the baseline itself, none without one."""
     lc_win_rate: float | None
     """50 for the baseline itself, by definition."""
     lc_standard_error: float | None
@@ -117,8 +116,10 @@ class Measured:
     outcomes: Mapping[str, int]
     notes: tuple[str, ...]
     scores: Mapping[str, tuple[float, float]]
-    """Instruction → its mean preference and its part of the length-controlled rate, both in %: what two models are compared by. The
-    second is NaN without length control."""
+    """Instruction → its mean preference and its part of the length-controlled rate, both in %: what two models are compared by.
+    The second is NaN without length control."""
+    orders: Mapping[str, tuple[float, float, float, float]]
+    """Instruction → sum and number of the preferences where the model was shown first, and where second."""
 
     def as_json(self) -> dict[str, Any]:
         """As `--json` prints it; rates in %."""
@@ -130,8 +131,8 @@ class Measured:
             "n_draws": self.plain.n_draws, "n_total": self.plain.n_total, "n": self.plain.n_total, "clusters": self.clusters,
             "avg_length": self.avg_length,
             "lc_win_rate": self.lc_win_rate, "lc_ci": self.lc_ci, "lc_standard_error": self.lc_standard_error,
-            "lc_reason": self.lc_reason or None, "lc_variant": found.variant if found else None, "lc_c": found.c if found else None,
-            "lc_weights": found.weights if found else None,
+            "lc_reason": self.lc_reason or None, "lc_variant": found.variant if found else None,
+            "lc_c": found.c if found else None, "lc_weights": dict(self.weights) or None,
             "position_gap": self.position_gap, "position_gap_ci": self.position_gap_ci,
             "outcomes": dict(self.outcomes), "notes": list(self.notes),
         }  # fmt: skip
@@ -159,9 +160,11 @@ def measure(judged: Judged, inputs: Inputs, outputs: Outputs | None = None) -> M
     _check_texts(judged, outputs, inputs.baseline, outcomes, notes)
     known = ~np.isnan(judged.preference)
     plain = win_rate(judged.preference)
-    found = _controlled(judged, inputs, notes)
+    itself = _is_baseline(judged, inputs.baseline)
+    found = None if itself else _controlled(judged, inputs, notes)
     controlled = found if isinstance(found, LengthControlled) else None
-    itself = judged.model == judged.baseline
+    if itself:
+        notes.append("this is the baseline itself: 50 % at any length, by definition")
     cluster_N, texts = _clusters(judged)
     if len(texts) < len(judged.instruction):
         notes.append(
@@ -179,22 +182,24 @@ def measure(judged: Judged, inputs: Inputs, outputs: Outputs | None = None) -> M
     length = outputs.avg_length if outputs is not None else int(judged.length.mean())
     return Measured(
         model=judged.model,
-        baseline=judged.baseline,
+        baseline=judged.baseline or (inputs.baseline.generator if inputs.baseline else ""),
         annotator=judged.annotator,
         plain=plain,
         clusters=len({cluster for cluster, there in zip(cluster_N, known, strict=True) if there}),
         avg_length=length,
-        win_rate_ci=_interval(draws[0]) if plain.n_total else None,
+        win_rate_ci=interval(draws[0]) if plain.n_total else None,
         controlled=controlled,
+        weights={"length": 0.0, "difficulty": 0.0, "model": 0.0} if itself else controlled.weights if controlled else {},
         lc_win_rate=50.0 if itself else controlled.win_rate if controlled else None,
         lc_standard_error=0.0 if itself else controlled.standard_error if controlled else None,
-        lc_ci=None if controlled is None else _interval(draws[3]),
+        lc_ci=None if controlled is None else interval(draws[3]),
         lc_reason="" if itself or not isinstance(found, Impossible) else found.reason,
         position_gap=(means[1] or 0.0) - (means[2] or 0.0) if two_sided else None,
-        position_gap_ci=_interval(draws[1] - draws[2]) if two_sided else None,
+        position_gap_ci=interval(draws[1] - draws[2]) if two_sided else None,
         outcomes=dict(outcomes),
         notes=tuple(notes),
         scores=_by_instruction(texts, cluster_N, known, judged.preference, influence),
+        orders=_orders(texts, cluster_N, gap),
     )
 
 
@@ -202,24 +207,20 @@ def of_baseline(found: Measured, others: Sequence[Measured], name: str, difficul
     """The same line with the length-controlled rate over another of the models, by both their weights; without an interval.
 
     Raises:
-        UsageError: that model has no weights here, or one was fitted without difficulties.
+        UsageError: that model has no weights here, or was fitted without difficulties.
     """
-    other = next((one for one in others if one.model == name), None)
-    zero = {"difficulty": 0.0, "model": 0.0}
-    weights = [
-        zero if one.model == one.baseline else (one.controlled.weights if one.controlled else {})
-        for one in ((found, other) if other is not None else (found,))
-    ]
-    if other is None or any("difficulty" not in each for each in weights):
-        who = name if other is None or "difficulty" not in weights[-1] else found.model
+    weights = [one.weights for one in others if one.model == name]
+    if not weights or "difficulty" not in weights[0]:
         raise UsageError(
-            f"There are no weights of '{who}' that know the instructions' difficulties",
+            f"There are no weights of '{name}' that know the instructions' difficulties",
             where="--against",
             cure="give its annotations too, with --difficulty and --gamed",
         )
+    if "difficulty" not in found.weights:
+        return replace(found, lc_win_rate=None, lc_standard_error=None, lc_ci=None)
     return replace(
         found,
-        lc_win_rate=against(weights[0], weights[1], difficulty),
+        lc_win_rate=against(found.weights, weights[0], difficulty),
         lc_standard_error=None,
         lc_ci=None,
         notes=(*found.notes, f"lc_win_rate is against {name}, predicted from both models' weights over {found.baseline}"),
@@ -229,11 +230,15 @@ def of_baseline(found: Measured, others: Sequence[Measured], name: str, difficul
 # ── length control ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _controlled(judged: Judged, inputs: Inputs, notes: list[str]) -> LengthControlled | Impossible | None:
-    """The fit that the settings and the files allow; None for the baseline itself."""
-    if judged.model == judged.baseline:
-        notes.append("this is the baseline itself: 50 % at any length, by definition")
-        return None
+def _is_baseline(judged: Judged, baseline: Outputs | None) -> bool:
+    """By its name, or because it draws everywhere with answers exactly as long."""
+    name = judged.baseline or (baseline.generator if baseline else "")
+    draws = bool((judged.preference == 0.5).all() and (judged.length == judged.baseline_length).all())
+    return draws or (judged.model == name != "")
+
+
+def _controlled(judged: Judged, inputs: Inputs, notes: list[str]) -> LengthControlled | Impossible:
+    """The fit that the settings and the files allow."""
     variant = inputs.control
     if variant == "none":
         return Impossible("the length control is switched off")
@@ -265,8 +270,8 @@ def _places(judged: Judged, inputs: Inputs, notes: list[str]) -> NDArray[np.int6
     if inputs.difficulty_by == "row":
         if right is not None and (wrong := int((right != judged.position).sum())):
             notes.append(
-                f"{wrong} of {len(right)} rows have another instruction's difficulty, because it is looked up by row as officially "
-                "and a row before them is missing; --difficulty-by instruction does not"
+                f"{wrong} of {len(right)} rows have another instruction's difficulty: it is looked up by row, as officially, and "
+                "a row before them is missing; --difficulty-by instruction looks it up rightly"
             )
         return judged.position
     if right is None:
@@ -303,7 +308,8 @@ def _check_texts(
         if given.unreadable:
             notes.append(f"{given.unreadable} rows of {given.path.name} have no instruction or no output")
     if expected := outputs or baseline:
-        missing = sum(row.instruction not in annotated for row in expected.rows)
+        compact = judged.instruction_id is not None  # its instructions are numbers
+        missing = sum((str(i) if compact else row.instruction) not in annotated for i, row in enumerate(expected.rows))
         if missing:
             outcomes["not_annotated"] = missing
             notes.append(f"{missing} of {len(expected.rows)} instructions of {expected.path.name} were not annotated")
@@ -343,7 +349,7 @@ def _resampled(
     return means, draws
 
 
-def _interval(draws: Floats) -> CIPair:
+def interval(draws: Floats) -> CIPair:
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
@@ -356,95 +362,11 @@ def _by_instruction(
     return {text: (sums[0][i] / count_C[i], sums[1][i] / count_C[i]) for i, text in enumerate(texts) if count_C[i]}
 
 
-# ── models against each other ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def differences(lines: Sequence[Measured], *, resamples: int, seed: int) -> list[Difference]:
-    """Every pair of models on the instructions that both have: mean of first − second in points, by the length-controlled rate where
-    all have one, else by the plain one. Interval: the same resamples of instructions for both. p: random signs, adjusted by Holm
-    over all pairs. Pairs with fewer than two instructions in common are left out."""
-    lines = [line for line in lines if line.scores]
-    texts = list(dict.fromkeys(text for line in lines for text in line.scores))
-    if len(lines) < 2 or len(texts) < 2:
-        return []
-    which = 1 if all(line.controlled is not None for line in lines) else 0
-    value_CM = np.array([[line.scores[text][which] if text in line.scores else np.nan for line in lines] for text in texts])
-    pairs = [(i, j) for i in range(len(lines)) for j in range(i + 1, len(lines))]
-    gap_CP = value_CM[:, [i for i, _ in pairs]] - value_CM[:, [j for _, j in pairs]]
-    there_CP = ~np.isnan(gap_CP)
-    sums_CP, counts_CP = np.where(there_CP, gap_CP, 0.0), there_CP.astype(np.float64)
-    draws = [(times @ sums_CP, times @ counts_CP) for times in stats.times_drawn(len(texts), resamples, seed)]
-    with np.errstate(invalid="ignore"):
-        means_RP = np.concatenate([sums / counts for sums, counts in draws])
-    kept = [p for p in range(len(pairs)) if there_CP[:, p].sum() > 1]
-    p_values = [_sign_p(gap_CP[there_CP[:, p], p], seed) for p in kept]
-    return [
-        Difference(
-            first=lines[pairs[p][0]].model,
-            second=lines[pairs[p][1]].model,
-            difference=float(sums_CP[:, p].sum() / counts_CP[:, p].sum()),
-            ci=_interval(means_RP[:, p]),
-            p=p_value,
-            p_adjusted=adjusted,
-        )
-        for p, p_value, adjusted in zip(kept, p_values, holm(p_values), strict=True)
-    ]
-
-
-def _sign_p(gaps: Floats, seed: int) -> float:
-    """p-value of the sum under random signs; from 200 instructions on that sum is as good as normal."""
-    if len(gaps) < 200:
-        return sign_flip_p(gaps, seed=seed, flips=10_000)
-    spread = math.sqrt(2 * float(gaps @ gaps))
-    return math.erfc(abs(float(gaps.sum())) / spread) if spread else 1.0
-
-
-# ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def result(
-    lines: Sequence[Measured],
-    *,
-    settings: Mapping[str, Any],
-    judge: JudgeFacts | None = None,
-    differences: Sequence[Difference] = (),
-    notes: Sequence[str] = (),
-) -> Result:
-    """The benchmark's table, best first: by the length-controlled rate where all have one, else by the plain one."""
-    controlled = bool(lines) and all(line.lc_win_rate is not None for line in lines)
-
-    def key(line: Measured) -> tuple[bool, float, str]:
-        score = line.lc_win_rate if controlled else line.plain.win_rate
-        return score is None, -(score or 0.0), line.model
-
-    baselines = sorted({line.baseline for line in lines if line.baseline})
-    gathered = dict.fromkeys(note if len(lines) == 1 else f"{line.model}: {note}" for line in lines for note in line.notes)
-    reasons = dict.fromkeys(f"No length-controlled win rate: {line.lc_reason}" for line in lines if line.lc_reason)
-    return Result(
-        benchmark=WORD,
-        title=f"AlpacaEval: win rate over {' and '.join(baselines) or 'the baseline'}",
-        unit="% of comparisons won",
-        models=tuple(_model_result(line) for line in sorted(lines, key=key)),
-        differences=tuple(differences),
-        judge=judge,
-        notes=(*notes, *reasons, *gathered),
-        settings=settings,
-    )
-
-
-def _model_result(line: Measured) -> ModelResult:
-    n, clusters = line.plain.n_total, line.clusters
-    parts = {"length-controlled": Part(score=line.lc_win_rate, ci=line.lc_ci, n=n, clusters=clusters)}
-    plain = line.plain
-    return ModelResult(
-        model=line.model,
-        overall=Part(score=plain.win_rate, ci=line.win_rate_ci, n=n, clusters=clusters),
-        parts=parts,
-        outcomes=line.outcomes,
-        more={
-            "lc_win_rate": line.lc_win_rate, "lc_standard_error": line.lc_standard_error,
-            "standard_error": plain.standard_error, "discrete_win_rate": plain.discrete_win_rate, "n_wins": plain.n_wins,
-            "n_wins_base": plain.n_wins_base, "n_draws": plain.n_draws, "avg_length": line.avg_length,
-            "position_gap": line.position_gap,
-        },
-    )  # fmt: skip
+def _orders(
+    texts: Sequence[str], cluster_N: NDArray[np.int64], gap: tuple[Floats, Floats]
+) -> dict[str, tuple[float, float, float, float]]:
+    columns = []
+    for values in gap:
+        there = ~np.isnan(values)
+        columns += [np.bincount(cluster_N[there], values[there], len(texts)), np.bincount(cluster_N[there], minlength=len(texts))]
+    return {text: (float(a), float(b), float(c), float(d)) for text, a, b, c, d in zip(texts, *columns, strict=True)}
