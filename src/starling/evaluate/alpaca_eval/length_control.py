@@ -233,7 +233,7 @@ def _influence(
     two ways: its own prediction is averaged in, and its preference moves the weights.
     """
     mean = float(predicted.mean())
-    found = predicted[known] - float(predicted[known].mean()) + mean
+    found: Floats = predicted[known] - float(predicted[known].mean()) + mean
     active = weights_J != 0
     if not active.any():
         return found
@@ -243,7 +243,8 @@ def _influence(
     toward_A = (test_MJ[:, active] * (predicted * (1 - predicted))[:, None]).mean(0)
     moves_N = (s_N * (y_N - p_N)) * (x_NA @ np.linalg.lstsq(hessian_AA, toward_A, rcond=None)[0])
     own = moves_N[fitted]
-    return found + len(own) * (own - own.mean())
+    found += len(own) * (own - own.mean())
+    return found
 
 
 def _objective(w_KJ: Floats, eta_NK: Floats, y_N: Floats, weight_NK: Floats, c: float) -> Floats:
