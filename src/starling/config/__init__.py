@@ -21,6 +21,7 @@ from starling.config.base import (
     fingerprint,
     secret,
 )
+from starling.config.benchmarks import AlpacaEvalSection
 from starling.config.data import (
     DatasetSection,
     PoolModel,
@@ -93,6 +94,7 @@ __all__ = [
     "RLOO",
     "AdaptiveKL",
     "Algorithm",
+    "AlpacaEvalSection",
     "AnthropicModel",
     "BatchSection",
     "BenchmarkSet",

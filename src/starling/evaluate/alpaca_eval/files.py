@@ -189,7 +189,7 @@ class Judged:
     """Of the model's answer, characters."""
     baseline_length: NDArray[np.int64]
     outcomes: Mapping[str, int]
-    """Every row by what became of it: ranked, no_preference, out_of_range, unreadable."""
+    """Every row by what became of it: ranked, no_preference (in our own files the reason), out_of_range, unreadable."""
     digests: tuple[tuple[bytes, bytes], ...]
     """Of the baseline's and the model's answer; empty in a compact table."""
     instruction_id: NDArray[np.int64] | None
@@ -256,6 +256,8 @@ def _take(columns: _Columns, value: Mapping[str, Any]) -> None:
     columns.dollars += _finite(value.get("price_per_example")) or 0.0
     columns.seconds += _finite(value.get("time_per_example")) or 0.0
     preference, outcome = _preference(value.get("preference"))
+    if outcome == "no_preference" and isinstance(value.get("outcome"), str):
+        outcome = value["outcome"]  # our own files say why there is none
     columns.outcomes[outcome] += 1
     orders = [_preference(value.get(name))[0] for name in (WHEN_FIRST, WHEN_SECOND)]
     columns.rows.append((instruction, place, preference, shown_first(instruction), orders[0], orders[1], len(base), len(own), -1))
