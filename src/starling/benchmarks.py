@@ -189,7 +189,8 @@ def _section(config: Config, one: Benchmark) -> JudgedSection:
 
 
 def _names(config: Config, one: Benchmark) -> tuple[str, ...]:
-    return _section(config, one).models or OWN_MODELS
+    section = _section(config, one)
+    return section.models or (OWN_MODELS if getattr(section, "asks_own", True) else ())
 
 
 def _judge(config: Config, section: JudgedSection) -> str:
@@ -327,11 +328,12 @@ def check(config: Config, wanted: Sequence[Benchmark]) -> None:
 
 
 def _files(section: JudgedSection) -> Iterator[tuple[str, Path]]:
+    """Every file that a section names, with its setting."""
     for name in type(section).model_fields:
         value = getattr(section, name)
-        for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, Path):
-                yield name, path
+        several = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple) else ()
+        found = [(f"{name}.{at}", path) for at, path in several] or [(name, value)]
+        yield from ((at, path) for at, path in found if isinstance(path, Path))
 
 
 # ── all of them together ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from starling.config.base import Section
-from starling.config.benchmarks import OWN_MODELS, JudgedSection, MTBenchSection
+from starling.config.benchmarks import (
+    AlpacaEvalSection,
+    MTBenchSection,
+)
 
 # ── stage 7 and after ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -19,17 +22,10 @@ class EvaluateSection(Section):
     samples: int = Field(default=3, gt=0, description="Sampled replies per prompt for gold score and head to head (plus greedy).")
     judge_prompts: int = Field(default=200, gt=0, description="Prompts in the judge's head to head, both orders each.")
     bootstrap: int = Field(default=2000, ge=100, description="Resamples behind each interval, clustered by prompt.")
-    mt_bench: MTBenchSection | None = None
-
-    def names_models(self) -> list[tuple[str, str]]:
-        """(setting, name) of every model under [models] that a benchmark is to ask; OWN_MODELS are the run's."""
-        found = []
-        for section in type(self).model_fields:
-            settings = getattr(self, section)
-            if isinstance(settings, JudgedSection):
-                found += [(f"evaluate.{section}.models", name) for name in settings.models if name not in OWN_MODELS]
-                found += [(f"evaluate.{section}.judge", settings.judge)] if settings.judge else []
-        return found
+    mt_bench: MTBenchSection | None = Field(default=None, description="MT-Bench, see docs/mt-bench.md. Absent: not run.")
+    alpaca_eval: AlpacaEvalSection | None = Field(
+        default=None, description="AlpacaEval, see docs/alpaca-eval.md. Absent: not run."
+    )
 
 
 class Terms(Section):
