@@ -5,8 +5,9 @@
 S is the first model's share of the battle: 1, 0, ½ for a tie, anything between for a soft verdict. The sum depends on battles
 only through W_ij = Σ S of i against j, so ten million of them are one M × M table, and a Newton step is one solve. Source:
 Bradley and Terry 1952; ties as half wins as in FastChat (`elo_analysis`), whose L-BFGS is stopped after 100 steps, up to a point
-from the maximum that it looks for; ours goes to it. The steps are damped by ln(1 + d)/d, d being the largest change of a difference:
-that converges from anywhere (Sun and Tran-Dinh 2019, generalized self-concordant functions, ν = 2), without a line search.
+from the maximum that it looks for; ours goes to it. The steps are damped by ln(1 + d)/d, d being the largest change of a
+difference: that converges from anywhere (Sun and Tran-Dinh 2019, generalized self-concordant functions, ν = 2), without a line
+search.
 
 The maximum exists exactly when every model can be reached from every other along wins (Ford 1957). Otherwise ratings run to
 infinity, or two groups have no common scale: that is refused with the groups named, unless a ridge is asked for.
@@ -245,7 +246,7 @@ def check_connected(wins: ArrayLike, names: Sequence[str] = ()) -> None:
     if len(groups) == 1:
         return
     names = names or [str(i) for i in range(len(wins_MM))]
-    islands = components(wins_MM + wins_MM.T)
+    islands = sorted(components(wins_MM + wins_MM.T), key=len, reverse=True)
     if len(islands) > 1:
         what = f"{len(islands)} groups never met: {_listed(islands, names)}"
     else:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starling.ratings.battles import Battles
-from starling.ratings.bradley_terry import Array, Fit, newton
+from starling.ratings.bradley_terry import Array, Fit, PairSums, newton
 
 Cluster = Literal["prompt", "judge"]
 Z95 = 1.959963984540054
@@ -84,23 +84,34 @@ def sandwich(fit: Fit, battles: Battles, *, cluster: Cluster | None = None) -> U
         ValueError: the battles have no such column.
     """
     models = len(fit.models)
-    chance_MM = chances(fit.strength_M)
-    weight_MM = fit.pairs.battles_MM * chance_MM * chance_MM.T
-    curvature_MM = laplacian(weight_MM) + fit.ridge * np.eye(models)
+    curvature_MM = curvature(fit.strength_M, fit.pairs) + fit.ridge * np.eye(models)
+    clusters, score_MM = score_covariance(fit, battles, cluster)
+    # The inverse on the plane of strengths that sum to 0.
+    inverse_MM = np.linalg.inv(curvature_MM + np.trace(curvature_MM) / models**2) if models > 1 else np.zeros((1, 1))
+    return Uncertainty(
+        method="sandwich",
+        center_M=fit.strength_M,
+        covariance_MM=inverse_MM @ score_MM @ inverse_MM,
+        clusters=clusters,
+        cluster=cluster,
+    )
+
+
+def curvature(strength_M: Array, pairs: PairSums) -> Array:
+    """Minus the second derivative of the log-likelihood: the Laplacian of n p(1−p)."""
+    chance_MM = chances(strength_M)
+    return laplacian(pairs.battles_MM * chance_MM * chance_MM.T)
+
+
+def score_covariance(fit: Fit, battles: Battles, cluster: Cluster | None) -> tuple[int, Array]:
+    """The number of independent units C, and the covariance of the log-likelihood's slope [M, M] with its factor C/(C−1)."""
     if cluster is None:
-        won_MM, square_MM = fit.pairs.won_MM, fit.pairs.squared_MM
-        spread_MM = square_MM - 2 * chance_MM * won_MM + chance_MM**2 * fit.pairs.battles_MM
-        np.fill_diagonal(spread_MM, 0)
+        chance_MM, won_MM = chances(fit.strength_M), fit.pairs.won_MM
+        spread_MM = fit.pairs.squared_MM - 2 * chance_MM * won_MM + chance_MM**2 * fit.pairs.battles_MM
         clusters, score_MM = len(battles), laplacian(spread_MM)
     else:
         clusters, score_MM = _clustered(fit, battles, cluster)
-    score_MM *= clusters / max(clusters - 1, 1)
-    # The inverse on the plane of strengths that sum to 0.
-    inverse_MM = np.linalg.inv(curvature_MM + np.trace(curvature_MM) / models**2) if models > 1 else np.zeros((1, 1))
-    covariance_MM = inverse_MM @ score_MM @ inverse_MM
-    return Uncertainty(
-        method="sandwich", center_M=fit.strength_M, covariance_MM=covariance_MM, clusters=clusters, cluster=cluster
-    )
+    return clusters, score_MM * (clusters / max(clusters - 1, 1))
 
 
 def chances(strength_M: Array) -> Array:
