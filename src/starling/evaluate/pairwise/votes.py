@@ -301,9 +301,7 @@ class _Reader:
             verdicts.append(Verdict(None if failed else _WINNERS[said], cast(First, first), "unparsed" if failed else "ranked"))
         judge, turn = value.get("judge"), value.get("turn", 1)
         by = f"{judge[0] if isinstance(judge, list) and judge else judge or ''} turn {turn}"
-        self.builder.add(
-            self._prompt(value), str(value.get("model_1") or ""), str(value.get("model_2") or ""), verdicts, by=by
-        )
+        self.builder.add(self._prompt(value), str(value.get("model_1") or ""), str(value.get("model_2") or ""), verdicts, by=by)
         return ""
 
     def _arena_hard(self, value: Value) -> str:
