@@ -21,6 +21,7 @@ from starling.config.base import (
     fingerprint,
     secret,
 )
+from starling.config.benchmarks import ArenaHardSection, HeadToHeadSection
 from starling.config.data import (
     DatasetSection,
     PoolModel,
@@ -94,6 +95,7 @@ __all__ = [
     "AdaptiveKL",
     "Algorithm",
     "AnthropicModel",
+    "ArenaHardSection",
     "BatchSection",
     "BenchmarkSet",
     "BradleyTerry",
@@ -106,6 +108,7 @@ __all__ = [
     "FixedKL",
     "FullTraining",
     "GuardSection",
+    "HeadToHeadSection",
     "KeySection",
     "LastLayers",
     "LoRA",

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from starling import stats
 from starling.errors import InputError
+from starling.evaluate.judging import human_agreement
 from starling.evaluate.pairwise.paired import Compared, Draws, Totals, adjusted, between, direct, over_even, part, totals
 from starling.evaluate.pairwise.votes import Votes
 from starling.evaluate.results import Difference, JudgeFacts, ModelResult, Part, Result
@@ -31,6 +32,7 @@ from starling.ratings.battles import Battles, Named
 from starling.ratings.bradley_terry import ELO, bradley_terry
 from starling.ratings.intervals import FEW_CLUSTERS, sandwich
 from starling.records import Outcome
+from starling.stats import Interval
 
 Floats = NDArray[np.float64]
 _NAMES = tuple(o.value for o in Outcome)
@@ -91,6 +93,7 @@ def measure(
     seed: int = 0,
     texts: Mapping[str, Mapping[str, str]] | None = None,
     judge: JudgeFacts | None = None,
+    people: Votes | None = None,
 ) -> Result:
     """The table of all models.
 
@@ -99,7 +102,8 @@ def measure(
         baseline: score every model against this one; empty: against all that it met.
         resamples, seed: of the intervals and tests.
         texts: model → prompt → its answer, where they are known: lengths, and how often the longer answer wins.
-        judge: what is known about the judge beyond the votes; its outcomes, and its position gap if it has none, come from them.
+        judge: what is known about the judge beyond the votes; position gap and repeat spread come from them.
+        people: votes of people on the same pairs.
 
     Raises:
         InputError: the baseline met nobody.
@@ -116,7 +120,7 @@ def measure(
     models = tuple(_with_lengths(one, texts or {}) for one in table.models())
     return Result(
         benchmark="head-to-head", title="Head to head" + (f" against {baseline}" if baseline else ""), unit="% of meetings won",
-        models=models, differences=table.differences(), judge=_facts(votes, met, draws, judge), notes=tuple(notes),
+        models=models, differences=table.differences(), judge=_facts(votes, met, draws, judge, people), notes=tuple(notes),
         settings={"votes": "soft" if soft else "hard", "baseline": baseline, "resamples": resamples, "seed": seed},
     )  # fmt: skip
 
@@ -241,7 +245,7 @@ def _said(found: Part) -> str:
     return f"{found.score:.1f} %{interval}"
 
 
-def _facts(votes: Votes, met: Meetings, draws: Draws, judge: JudgeFacts | None) -> JudgeFacts:
+def _facts(votes: Votes, met: Meetings, draws: Draws, judge: JudgeFacts | None, people: Votes | None = None) -> JudgeFacts:
     """The judge, or whoever voted, as the votes show them."""
     rows = np.flatnonzero(met.both_M & ~np.isnan(met.lean_M))
     if not len(rows):  # nobody was asked twice: where people are shown a random order, their votes still tell
@@ -254,14 +258,32 @@ def _facts(votes: Votes, met: Meetings, draws: Draws, judge: JudgeFacts | None) 
         if len(lean_C) > 1:
             at = stats.ratio_interval(lean_C, count_C, resamples=draws.resamples, seed=draws.seed_for("position"))
             gap_ci = (at.low, at.high)
-    outcomes = votes.outcomes()
-    failed = sum(n for name, n in outcomes.items() if name != "ranked")
-    facts = judge or JudgeFacts(judge=_voters(votes), calls=len(votes.a_N), outcomes={}, unparsed_share=None)
-    spread = _repeat_spread(votes, met)
+    if judge is None:
+        outcomes = votes.outcomes()
+        share = 1 - outcomes.get("ranked", 0) / len(votes.a_N)
+        judge = JudgeFacts(judge=_voters(votes), calls=len(votes.a_N), outcomes=outcomes, unparsed_share=share)
+    agreed = None if people is None else _agreement(votes, met, people, draws)
     return replace(
-        facts, outcomes=outcomes, unparsed_share=failed / len(votes.a_N), position_gap=gap, position_gap_ci=gap_ci,
-        repeat_spread=spread, repeats=int(votes.repeat_N.max()) + 1,
+        judge, position_gap=gap, position_gap_ci=gap_ci, repeat_spread=_repeat_spread(votes, met),
+        repeats=int(votes.repeat_N.max()) + 1, human_agreement=None if agreed is None else agreed.mean,
+        human_agreement_ci=None if agreed is None else (agreed.low, agreed.high), human_votes=0 if agreed is None else agreed.n,
     )  # fmt: skip
+
+
+def _agreement(votes: Votes, met: Meetings, people: Votes, draws: Draws) -> Interval | None:
+    """Share of people's votes that say what the judge says about the pair; None without a common pair."""
+    said: dict[tuple[str, str, str], float] = {}
+    for m in np.flatnonzero(~np.isnan(met.score_b_M)):
+        key = (votes.prompts[met.prompt_M[m]], votes.models[met.a_M[m]], votes.models[met.b_M[m]])
+        said.setdefault(key, float(met.score_b_M[m]))
+    judged, voted, prompts = [], [], []
+    for n in np.flatnonzero(~np.isnan(people.preference_b_N)):
+        key = (people.prompts[people.prompt_N[n]], people.models[people.a_N[n]], people.models[people.b_N[n]])
+        judged.append(said.get(key))
+        voted.append(float(people.preference_b_N[n]))
+        prompts.append(key[0])
+    found = human_agreement(judged, voted, prompts, resamples=draws.resamples, seed=draws.seed_for("people"))
+    return None if found is None else found.share
 
 
 def _voters(votes: Votes) -> str:
