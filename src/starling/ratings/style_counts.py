@@ -1,9 +1,9 @@
 """How an answer is dressed: its length and its markdown, counted as FastChat counts them.
 
-Headers (`#` … `######` at the start of a line), items of lists (`1.`, `-`, `*`, `+`) and bold (`**…**`, `__…__`) of an answer without
-the text inside its code fences. Source: FastChat's `add_markdown_info.py`, with its one oddity, so that the counts are those of its
-logs: what stands inside a pair of fences is taken out *wherever it stands* in the answer; a block that holds nothing but a line
-break takes all line breaks along, and headers and lists with them.
+Headers (`#` … `######` at the start of a line), items of lists (`1.`, `-`, `*`, `+`) and bold (`**…**`, `__…__`) of an answer
+without the text inside its code fences. Source: FastChat's `add_markdown_info.py`, with its one oddity, so that the counts are
+those of its logs: what stands inside a pair of fences is taken out *wherever it stands* in the answer; a block that holds nothing
+but a line break takes all line breaks along, and headers and lists with them.
 
 Only the length departs: the logs count tokens of the model that answered or of OpenAI's; without a tokenizer it is estimated at
 four characters a token, as everywhere in Starling. The style features are ratios of two lengths, in which the unit cancels.

@@ -8,9 +8,9 @@ an M × F and an F × F part. A pass goes through blocks that stay in the proces
 features take 2 ms.
 
 Newton steps are damped by ln(1 + d)/d, d a bound on the change of any battle's logit: that converges from anywhere (Sun and
-Tran-Dinh 2019, generalized self-concordant functions, ν = 2). A bootstrap round starts at the maximum of all battles, where chances
-need not be computed again: its first step is linear in the weights. It then takes undamped steps until what is left, estimated
-from the last two, is below 1e-6 in any logit (2e-4 points), usually a Newton step and one more gradient with the same
+Tran-Dinh 2019, generalized self-concordant functions, ν = 2). A bootstrap round starts at the maximum of all battles, where
+chances need not be computed again: its first step is linear in the weights. It then takes undamped steps until what is left,
+estimated from the last two, is below 1e-6 in any logit (2e-4 points), usually a Newton step and one more gradient with the same
 curvature; a round for which that fails is solved anew with damped steps.
 
 Shape suffixes: N battles, M models, F features, P = M + F, C pairs that met, K clusters, R rounds.
@@ -18,8 +18,8 @@ Shape suffixes: N battles, M models, F features, P = M + F, C pairs that met, K 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite, log1p
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ class Design:
     low_C: NDArray[np.intp]
     high_C: NDArray[np.intp]
     """The two models of each pair."""
+    starts_C: NDArray[np.intp]
+    """Its first row."""
     score_N: Array
     """The share of the model with the smaller number."""
     x_FN: Array
@@ -64,7 +66,7 @@ class Design:
     @property
     def reach_F(self) -> Array:
         """The largest value of each feature: how far a coefficient can move a logit."""
-        return np.abs(self.x_FN).max(1, initial=0)
+        return np.asarray(np.abs(self.x_FN).max(1, initial=0))
 
 
 def make_design(battles: Battles, x_NF: Array) -> Design:
@@ -89,7 +91,14 @@ def make_design(battles: Battles, x_NF: Array) -> Design:
     starts_C = np.flatnonzero(np.r_[True, key_N[1:] != key_N[:-1]]) if count else np.zeros(0, np.intp)
     low_C, high_C = np.divmod(key_N[starts_C], models)
     return Design(
-        models=models, low_C=low_C, high_C=high_C, score_N=score_N, x_FN=x_FN, order_N=order_N, blocks=_blocks(starts_C, count)
+        models=models,
+        low_C=low_C,
+        high_C=high_C,
+        starts_C=starts_C,
+        score_N=score_N,
+        x_FN=x_FN,
+        order_N=order_N,
+        blocks=_blocks(starts_C, count),
     )
 
 
@@ -135,12 +144,12 @@ class Totals:
 
     def vector(self) -> Array:
         """Σ u φ [P]."""
-        return np.r_[self._per_model(self._u_C), self._ux_F]
+        return np.asarray(np.r_[self._per_model(self._u_C), self._ux_F])
 
     def matrix(self) -> Array:
         """Σ v φ φᵀ [P, P]."""
         design, models, features = self._design, self._design.models, len(self._ux_F)
-        found_PP = np.zeros((models + features, models + features))
+        found_PP: Array = np.zeros((models + features, models + features))
         table_MM = found_PP[:models, :models]
         table_MM[design.low_C, design.high_C] = table_MM[design.high_C, design.low_C] = -self._v_C
         np.fill_diagonal(table_MM, -table_MM.sum(1))
@@ -152,10 +161,11 @@ class Totals:
 
     def _per_model(self, sum_C: Array) -> Array:
         design = self._design
-        return np.bincount(design.low_C, sum_C, design.models) - np.bincount(design.high_C, sum_C, design.models)
+        won_M, lost_M = np.bincount(design.low_C, sum_C, design.models), np.bincount(design.high_C, sum_C, design.models)
+        return won_M.astype(np.float64) - lost_M
 
 
-def _chances(design: Design, block: _Block, theta_P: Array) -> Array:
+def chances(design: Design, block: _Block, theta_P: Array) -> Array:
     """P(the model with the smaller number wins) of a block's battles."""
     low_C, high_C = design.low_C[block.pairs], design.high_C[block.pairs]
     logit = np.repeat(theta_P[low_C] - theta_P[high_C], block.lengths)
@@ -172,7 +182,7 @@ def derivatives(design: Design, theta_P: Array, weight_N: Array | None = None, *
     """Gradient (as the vector) and, if asked for, the negative second derivative of the log-likelihood without its penalty."""
     totals = Totals(design, curvature=curvature)
     for block in design.blocks:
-        chance = _chances(design, block, theta_P)
+        chance = chances(design, block, theta_P)
         error = design.score_N[block.rows] - chance
         if weight_N is not None:
             error *= weight_N[block.rows]
@@ -210,18 +220,18 @@ def maximise(design: Design, start_P: Array, penalty_P: Array, weight_N: Array |
         penalty_P: λ of each parameter, at least 0.
         weight_N: how often each row counts; once, if None.
     """
-    theta_P, settled, models = start_P.copy(), False, design.models
+    theta_P, settled, models, reach_F = start_P.copy(), False, design.models, design.reach_F
     for _ in range(_STEPS):
         totals = derivatives(design, theta_P, weight_N)
         gradient_P, curvature_PP = totals.vector() - penalty_P * theta_P, filled(totals.matrix(), penalty_P, models)
         try:
-            step_P = np.linalg.solve(curvature_PP, gradient_P)
+            step_P = np.asarray(np.linalg.solve(curvature_PP, gradient_P), np.float64)
         except np.linalg.LinAlgError:
             break
-        change = _change(design, step_P)
-        if settled or not np.isfinite(change):  # settled: this pass was for the derivatives at the maximum
+        change = _change(step_P, models, reach_F)
+        if settled or not isfinite(change):  # settled: this pass was for the derivatives at the maximum
             break
-        theta_P = theta_P + step_P * (np.log1p(change) / change if change > 1e-12 else 1.0)
+        theta_P = theta_P + step_P * (log1p(change) / change if change > 1e-12 else 1.0)
         theta_P[:models] -= theta_P[:models].mean()
         settled = bool(change <= _SETTLED)
     return Maximum(theta_P=theta_P, curvature_PP=curvature_PP, gradient=float(np.abs(gradient_P).max()), settled=settled)
@@ -234,10 +244,9 @@ def filled(matrix_PP: Array, penalty_P: Array, models: int) -> Array:
     return found_PP
 
 
-def _change(design: Design, step_P: Array) -> float:
-    """No logit changes by more than this."""
-    strengths, coefficients = step_P[: design.models], step_P[design.models :]
-    return float(strengths.max() - strengths.min() + np.abs(coefficients) @ design.reach_F)
+def _change(step_P: Array, models: int, reach_F: Array) -> float:
+    """No battle's logit changes by more than this."""
+    return float(np.ptp(step_P[:models]) + np.abs(step_P[models:]) @ reach_F)
 
 
 class Redrawn:
@@ -248,7 +257,7 @@ class Redrawn:
         self._reach_F = design.reach_F
         self._error_N, self._spread_N = np.empty((2, len(design.score_N)))
         for block in design.blocks:
-            chance = _chances(design, block, whole_P)
+            chance = chances(design, block, whole_P)
             self._error_N[block.rows] = design.score_N[block.rows] - chance
             self._spread_N[block.rows] = chance * (1 - chance)
 
@@ -261,19 +270,18 @@ class Redrawn:
             totals.add(block, weight * self._error_N[block.rows], weight * self._spread_N[block.rows])
         theta_P, before = self._whole_P, np.inf
         for step in range(_ROUND_STEPS):
-            fresh = step % 2 == 0  # every other step keeps the curvature of the one before
+            fresh = step == 0 or step % 2 == 1  # the third, fifth, … step keeps the curvature of the one before
             if step:
-                totals = derivatives(design, theta_P, weight_N, curvature=step % 2 == 1)
-            if not step or step % 2 == 1:
-                curvature_PP, fresh = filled(totals.matrix(), self._penalty_P, models), True
-            else:
-                fresh = False
+                totals = derivatives(design, theta_P, weight_N, curvature=fresh)
+            if fresh:
+                curvature_PP = filled(totals.matrix(), self._penalty_P, models)
             try:
-                step_P = np.linalg.solve(curvature_PP, totals.vector() - self._penalty_P * theta_P)
+                gradient_P = totals.vector() - self._penalty_P * theta_P
+                step_P = np.asarray(np.linalg.solve(curvature_PP, gradient_P), np.float64)
             except np.linalg.LinAlgError:
                 return None
             theta_P = theta_P + step_P
-            change = float(np.ptp(step_P[:models]) + np.abs(step_P[models:]) @ self._reach_F)
+            change = _change(step_P, models, self._reach_F)
             # Newton's step leaves about the square of itself; one with the last curvature, its product with the last step.
             if change * (change if fresh else before) <= _ROUND_LEFT:
                 theta_P[:models] -= theta_P[:models].mean()
