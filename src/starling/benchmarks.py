@@ -339,6 +339,16 @@ def _files(section: JudgedSection) -> Iterator[tuple[str, Path]]:
 # ── all of them together ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Results as plain data, for `--json` and results.json."""
+    return [as_json(result) for result in results]
+
+
+def page_of(config: Config) -> Path:
+    """Where the page about a run's benchmarks lies."""
+    return folder(config) / "page.html"
+
+
 def write_page(config: Config) -> None:
     """results.json and page.html about every benchmark that is done."""
     from starling.report import evaluation_page
@@ -346,7 +356,7 @@ def write_page(config: Config) -> None:
     found = finished(config.run.dir)
     if not found:
         return
-    text = json.dumps({"results": [as_json(r) for r in found]}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps({"results": as_rows(found)}, indent=2, ensure_ascii=False) + "\n"
     draft = folder(config) / (RESULTS_FILE + ".tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(folder(config) / RESULTS_FILE)

@@ -41,7 +41,7 @@ def _model_rows(result: Result) -> list[dict[str, Any]]:
 
     places = reading.digits(result.unit)
     further = list(dict.fromkeys(name for m in result.models for name in m.more))
-    failed = any(set(m.outcomes) - reading.GOOD_OUTCOMES for m in result.models)
+    various = any(set(m.outcomes) - {"ranked"} for m in result.models)
     return [
         {
             "model": m.model,
@@ -50,7 +50,7 @@ def _model_rows(result: Result) -> list[dict[str, Any]]:
             "n": m.overall.n,
             "prompts": m.overall.clusters,
             **{name.replace("_", " "): _plain(m.more.get(name)) for name in further},
-            **({"outcomes": reading.outcomes_text(m.outcomes)} if failed else {}),
+            **({"outcomes": reading.outcomes_text(m.outcomes)} if various else {}),
         }
         for m in result.models
     ]

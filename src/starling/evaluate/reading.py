@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from starling.evaluate.results import Difference, JudgeFacts, Result
+from starling.records import Finish, Outcome
 
 ALPHA = 0.05
-GOOD_OUTCOMES = frozenset({"ranked", "tie", "same_text"})
-"""Outcomes that are a verdict; everything else is a failure with a name."""
+FAILURES = frozenset({*(o.value for o in Outcome if o is not Outcome.ranked), Finish.error.value, "response_error"})
+"""Outcomes that are no verdict and no answer."""
 
 Standing = Literal["first", "second", "open"]
 

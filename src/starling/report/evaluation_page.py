@@ -118,7 +118,9 @@ def fill(name: str, **values: Any) -> str:
     loader = DictLoader({one: (package / one).read_text(encoding="utf-8") for one in names})
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"count": count, "typeset": typeset}
-    return environment.get_template(name).render(style=(package / "page.css").read_text(encoding="utf-8"), **values)
+    return environment.get_template(name).render(
+        style=(package / "page.css").read_text(encoding="utf-8"), failures=reading.FAILURES, **values
+    )  # fmt: skip
 
 
 def typeset(text: str) -> str:
@@ -200,10 +202,9 @@ def _pair(one: Difference, result: Result) -> Pair:
 
 
 def standings(panels: Sequence[Panel]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Model → (score, interval) on each benchmark, where there are several; a dash where it was not asked."""
-    if len(panels) < 2:
-        return []
-    models = list(dict.fromkeys(row.model for one in panels for row in one.rows))
+    """Model → (score, interval) on each benchmark, of the models that stand in several; a dash where one was not asked."""
+    names = [row.model for one in panels for row in one.rows]
+    models = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     found = []
     for model in models:
         cells = [next(((r.score, r.interval) for r in one.rows if r.model == model), ("–", "")) for one in panels]
@@ -326,10 +327,18 @@ def _parts_figure(result: Result, names: Sequence[str], short: Mapping[str, str]
     if not models or len(shown) < 2:
         return []
     svg = drawn.parts(
-        f"{anchor}-parts", f"Parts of {result.title}", shown, [_dots(m, shown, short) for m in models], x_label=result.unit
+        f"{anchor}-parts",
+        f"Parts of {result.title}",
+        [_cut(n) for n in shown],
+        [_dots(m, shown, short) for m in models],
+        x_label=result.unit,
     )
     hidden = len(result.models) - len(models)
     return [Figure(title="Parts", svg=svg, note=f"The best {len(models)} models." if hidden > 0 else "")]
+
+
+def _cut(name: str, longest: int = 24) -> str:
+    return name.replace("_", " ") if len(name) <= longest else f"{name[: longest - 1].replace('_', ' ').rstrip()}…"
 
 
 def _dots(model: ModelResult, names: Sequence[str], short: Mapping[str, str]) -> drawn.Dots:
@@ -338,19 +347,24 @@ def _dots(model: ModelResult, names: Sequence[str], short: Mapping[str, str]) ->
 
 
 def _pairs_figure(result: Result, short: Mapping[str, str], anchor: str) -> list[Figure]:
+    """Each pair where there are three at most, else the best model against each other one."""
     if not result.differences:
         return []
     spread = result.judge.repeat_spread if result.judge else None
-    rows = [
-        (f"{short[d.first]} − {short[d.second]}", d.difference, d.ci, reading.standing_of(d, result)[0] != "open")
-        for d in result.differences[:MOST_ROWS]
-    ]
+    best = result.models[0].model
+    few = len(result.differences) <= 3
+    rows = []
+    for d in result.differences if few else [d for d in result.differences if best in (d.first, d.second)]:
+        counts = reading.standing_of(d, result)[0] != "open"
+        if few:
+            rows.append((f"{short[d.first]} − {short[d.second]}", d.difference, d.ci, counts))
+        elif d.first == best:
+            rows.append((short[d.second], d.difference, d.ci, counts))
+        else:
+            rows.append((short[d.first], -d.difference, (-d.ci[1], -d.ci[0]), counts))
     svg = drawn.differences(
-        f"{anchor}-differences",
-        f"Paired differences on {result.title}",
-        rows,
-        x_label=f"difference, {result.unit}",
-        spread=spread,
-    )
+        f"{anchor}-differences", f"Paired differences on {result.title}", rows[:MOST_ROWS],
+        x_label=result.unit if few else f"{short[best]} − the other, {result.unit}", spread=spread,
+    )  # fmt: skip
     note = "Coloured where the difference counts." + (" Orange: what the judge moves when it is asked again." if spread else "")
-    return [Figure(title="Differences", svg=svg, note=note)]
+    return [Figure(title="Differences" if few else "The best against the others", svg=svg, note=note)]
