@@ -190,7 +190,7 @@ def _section(config: Config, one: Benchmark) -> JudgedSection:
 
 def _names(config: Config, one: Benchmark) -> tuple[str, ...]:
     section = _section(config, one)
-    return section.models or (OWN_MODELS if getattr(section, "asks_own", True) else ())
+    return section.models or (OWN_MODELS if section.asks_own else ())
 
 
 def _judge(config: Config, section: JudgedSection) -> str:

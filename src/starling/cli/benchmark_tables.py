@@ -9,10 +9,14 @@ from starling.cli.common import print_table
 
 if TYPE_CHECKING:
     from starling.evaluate.comparison import Table
-    from starling.evaluate.results import Part, Result
+    from starling.evaluate.results import Difference, Part, Result
 
 WIDE = 4
 """Models up to which parts are shown with their intervals."""
+MOST_PARTS = 12
+"""Models in the table of parts: the best."""
+MOST_DIFFERENCES = 30
+"""Rows of the table of differences: beyond that, those of the best model."""
 
 
 def print_result(result: Result) -> None:
@@ -28,6 +32,8 @@ def print_result(result: Result) -> None:
     if result.differences:
         print()
         print_table(_difference_rows(result))
+        if (left := len(result.differences) - len(_shown(result))) > 0:
+            print(f"… and {left:,} further differences: --json or the page")
     print()
     facts = reading.judge_facts(result)
     width = max(len(name) for name, _ in facts)
@@ -62,9 +68,9 @@ def _plain(value: float | None) -> str:
 
 
 def _part_rows(result: Result) -> Iterator[dict[str, Any]]:
-    names = list(dict.fromkeys(name for m in result.models for name in m.parts))
-    for name in names:
-        yield {"part": name, **{m.model: _part_cell(m.parts.get(name), result) for m in result.models}}
+    models = result.models[:MOST_PARTS]
+    for name in dict.fromkeys(name for m in models for name in m.parts):
+        yield {"part": name, **{m.model: _part_cell(m.parts.get(name), result) for m in models}}
 
 
 def _part_cell(part: Part | None, result: Result) -> str:
@@ -76,11 +82,19 @@ def _part_cell(part: Part | None, result: Result) -> str:
     return reading.score_text(part.score, result.unit) + (f" ({bounds})" if bounds else "")
 
 
+def _shown(result: Result) -> Sequence[Difference]:
+    """All differences, or those of the best model where they are many."""
+    if len(result.differences) <= MOST_DIFFERENCES:
+        return result.differences
+    best = result.models[0].model
+    return [one for one in result.differences if best in (one.first, one.second)][:MOST_DIFFERENCES]
+
+
 def _difference_rows(result: Result) -> Iterator[dict[str, Any]]:
     from starling.evaluate import reading
 
     places = reading.digits(result.unit)
-    for one in result.differences:
+    for one in _shown(result):
         yield {
             "first": one.first,
             "second": one.second,

@@ -23,6 +23,8 @@ from starling.config.base import (
 )
 from starling.config.benchmarks import (
     AlpacaEvalSection,
+    ArenaHardSection,
+    HeadToHeadSection,
     JudgedSection,
     MTBenchSection,
 )
@@ -100,6 +102,7 @@ __all__ = [
     "Algorithm",
     "AlpacaEvalSection",
     "AnthropicModel",
+    "ArenaHardSection",
     "BatchSection",
     "BenchmarkSet",
     "BradleyTerry",
@@ -112,6 +115,7 @@ __all__ = [
     "FixedKL",
     "FullTraining",
     "GuardSection",
+    "HeadToHeadSection",
     "KeySection",
     "LastLayers",
     "LoRA",

@@ -9,6 +9,8 @@ from pydantic import Field
 from starling.config.base import Section
 from starling.config.benchmarks import (
     AlpacaEvalSection,
+    ArenaHardSection,
+    HeadToHeadSection,
     MTBenchSection,
 )
 
@@ -25,6 +27,12 @@ class EvaluateSection(Section):
     mt_bench: MTBenchSection | None = Field(default=None, description="MT-Bench, see docs/mt-bench.md. Absent: not run.")
     alpaca_eval: AlpacaEvalSection | None = Field(
         default=None, description="AlpacaEval, see docs/alpaca-eval.md. Absent: not run."
+    )
+    head_to_head: HeadToHeadSection | None = Field(
+        default=None, description="Head to head of any models, see docs/head-to-head.md. Absent: not run."
+    )
+    arena_hard: ArenaHardSection | None = Field(
+        default=None, description="Arena-Hard, see docs/head-to-head.md. Absent: not run."
     )
 
 

@@ -10,7 +10,7 @@ from starling.evaluate import comparison, reading
 from starling.evaluate.comparison import Contrast, Line, Table
 from starling.report import evaluation_figures as drawn
 from starling.report import figures
-from starling.report.evaluation_page import MOST_ROWS, OPEN_ROWS, Pair, fill, write_text
+from starling.report.evaluation_page import MOST_PAIRS, MOST_ROWS, OPEN_ROWS, Pair, fill, write_text
 from starling.report.figures import Figure
 from starling.report.reward_page import PAGE_FILE, short_names
 
@@ -75,7 +75,7 @@ def _panel(table: Table, anchor: str) -> Panel:
     short = short_names([line.name for line in table.lines], 26)
     return Panel(
         table=table, anchor=anchor, rows=rows, groups=1 + max((line.group for line in table.lines), default=0),
-        pairs=[_pair(one, places) for one in table.contrasts], figures=_figures(table, short, anchor),
+        pairs=[_pair(one, places) for one in table.contrasts[:MOST_PAIRS]], figures=_figures(table, short, anchor),
         apart=sum(one.standing != "open" for one in table.contrasts),
     )  # fmt: skip
 

@@ -25,6 +25,8 @@ from starling.report.reward_page import PAGE_FILE, short_names
 
 MOST_ROWS = 30
 """Models or differences in one figure; the tables have all of them."""
+MOST_PAIRS = 500
+"""Differences in the page's table: 200 models have 19,900."""
 OPEN_ROWS = 12
 """Rows of a table of details up to which it is open from the start."""
 
@@ -152,7 +154,7 @@ def panel(result: Result, anchor: str) -> Panel:
             for m in result.models
         ],
         further=further,
-        pairs=[_pair(one, result) for one in result.differences],
+        pairs=[_pair(one, result) for one in result.differences[:MOST_PAIRS]],
         part_names=names,
         parts=[(name, [_part(m.parts.get(name), result) for m in result.models]) for name in names],
         figures=_figures(result, names, anchor),
