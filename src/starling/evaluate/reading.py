@@ -71,6 +71,28 @@ def verdict_text(one: Difference, result: Result) -> str:
     return f"not distinguishable: {why}" if found == "open" else f"{one.first if found == 'first' else one.second} is better"
 
 
+def finding(result: Result) -> tuple[str, str]:
+    """A benchmark in half a sentence: is the best model better than the next one?
+
+    Returns:
+        The words, and better, open, worse (nothing was measured) or "" (there is one model only).
+    """
+    measured = [m for m in result.models if m.overall.score is not None]
+    if not measured:
+        return "nothing could be measured", "worse"
+    best = measured[0]
+    if len(measured) == 1:
+        return f"{best.model}: {score_text(best.overall.score, result.unit)} {result.unit}", ""
+    pair = next((d for d in result.differences if {d.first, d.second} == {best.model, measured[1].model}), None)
+    if pair is None:
+        return f"{best.model} has the best score; no paired test", "open"
+    standing, why = standing_of(pair, result)
+    if standing == "open":
+        return f"{best.model} and {measured[1].model} are not distinguishable: {why}", "open"
+    winner, other = (pair.first, pair.second) if standing == "first" else (pair.second, pair.first)
+    return f"{winner} is better than {other}", "better"
+
+
 def p_text(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.01 else f"{p:.3f}"
 
