@@ -4,8 +4,8 @@
     <folder>/<model>/annotations.json     every comparison; what is measured is read back from it
     <folder>/leaderboard.csv
 
-Source: `alpaca_eval.main.evaluate` 0.6.6, where equal answers are a draw without a call, too. Departures: both orders of each pair
-by default; an answer or a verdict that could not be had has a named outcome; our annotations carry the columns `outcome`,
+Source: `alpaca_eval.main.evaluate` 0.6.6, where equal answers are a draw without a call, too. Departures: both orders of each
+pair by default; an answer or a verdict that could not be had has a named outcome; our annotations carry the columns `outcome`,
 `preference_when_first` and `preference_when_second` beside the official ones.
 """
 
