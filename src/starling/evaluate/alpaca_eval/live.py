@@ -300,7 +300,10 @@ def _result(
         notes=tuple(_notes(settings, lost)),
     )
     none = Part(score=None, ci=None, n=0, clusters=0)
-    silent = tuple(ModelResult(model=label, overall=none, outcomes=dict(lost[label])) for label in empty)
+    silent = tuple(
+        ModelResult(model=label, overall=none, outcomes={**lost[label], **_some("not_annotated", len(answers[label]))})
+        for label in empty
+    )
     return replace(found, models=(*found.models, *silent))
 
 
@@ -309,6 +312,10 @@ def _ordered(inputs: Inputs, settings: AlpacaEvalSection, baseline: Mapping[str,
     rows = tuple(baseline.get(row.instruction, row) for row in files.read_instructions(settings.instructions))
     name = next(iter(baseline.values())).generator
     return replace(inputs, baseline=Outputs(settings.instructions, name, rows, 0))
+
+
+def _some(name: str, count: int) -> dict[str, int]:
+    return {name: count} if count else {}
 
 
 def _with_losses(line: Measured, lost: Mapping[str, int]) -> Measured:
