@@ -23,7 +23,7 @@ from typing import Any
 from starling import pipeline
 from starling.artifacts import new_artifact, open_artifact
 from starling.config import Config, ServerModel
-from starling.config.benchmarks import JudgedSection
+from starling.config.benchmarks import OWN_MODELS, JudgedSection
 from starling.content import content_of
 from starling.endpoint import Endpoint
 from starling.errors import InputError, UsageError
@@ -48,9 +48,6 @@ from starling.rundir import launched, locked
 from starling.serving import Endpoints
 
 RESULTS_FILE = "results.json"
-OWN = ("base", "policy")
-"""Names of the run's own models before and after tuning, where no model under [models] has them."""
-
 Tell = Callable[[str], None]
 
 
@@ -162,6 +159,7 @@ def job(config: Config, one: Benchmark, endpoints: Endpoints, out: Path, progres
         models={name: _endpoint(config, endpoints, name) for name in names},
         systems={name: system for name, system in config.systems.items() if name in names},
         judge=endpoints.get(judge) if judge else None,
+        ranking=config.ranking,
         judge_price=_price(config, judge),
         seed=config.run.seed,
         resamples=config.evaluate.bootstrap,
@@ -191,7 +189,8 @@ def _section(config: Config, one: Benchmark) -> JudgedSection:
 
 
 def _names(config: Config, one: Benchmark) -> tuple[str, ...]:
-    return _section(config, one).models or OWN
+    section = _section(config, one)
+    return section.models or (OWN_MODELS if section.asks_own else ())
 
 
 def _judge(config: Config, section: JudgedSection) -> str:
@@ -199,7 +198,7 @@ def _judge(config: Config, section: JudgedSection) -> str:
 
 
 def _is_own(config: Config, name: str) -> bool:
-    return name in OWN and name not in config.models
+    return name in OWN_MODELS and name not in config.models
 
 
 def _endpoint(config: Config, endpoints: Endpoints, name: str) -> Endpoint:
@@ -329,25 +328,39 @@ def check(config: Config, wanted: Sequence[Benchmark]) -> None:
 
 
 def _files(section: JudgedSection) -> Iterator[tuple[str, Path]]:
+    """Every file that a section names, with its setting."""
     for name in type(section).model_fields:
         value = getattr(section, name)
-        for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, Path):
-                yield name, path
+        several = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple) else ()
+        found = [(f"{name}.{at}", path) for at, path in several] or [(name, value)]
+        yield from ((at, path) for at, path in found if isinstance(path, Path))
 
 
 # ── all of them together ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Results as plain data, for `--json` and results.json."""
+    return [as_json(result) for result in results]
+
+
+def page_of(config: Config) -> Path:
+    """Where the page about a run's benchmarks lies."""
+    return folder(config) / "page.html"
+
+
 def write_page(config: Config) -> None:
-    """results.json and page.html about every benchmark that is done."""
+    """results.json and page.html about every benchmark of the run that is done."""
+    found = finished(config.run.dir)
+    if found:
+        write_files(found, folder(config), config.run.dir.resolve().name)
+
+
+def write_files(found: Sequence[Result], out: Path, title: str) -> Path:
+    """results.json and page.html about some results; returns the page's path."""
     from starling.report import evaluation_page
 
-    found = finished(config.run.dir)
-    if not found:
-        return
-    text = json.dumps({"results": [as_json(r) for r in found]}, indent=2, ensure_ascii=False) + "\n"
-    draft = folder(config) / (RESULTS_FILE + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(folder(config) / RESULTS_FILE)
-    evaluation_page.write_page(found, folder(config), title=config.run.dir.name)
+    page = evaluation_page.write_page(found, out, title=title)
+    text = json.dumps({"results": as_rows(found)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    evaluation_page.write_text(out / RESULTS_FILE, text)
+    return page

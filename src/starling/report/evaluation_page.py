@@ -8,7 +8,6 @@ not measured is said to be so. What a model or a user wrote is escaped by the te
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,11 +19,13 @@ from starling.evaluate.results import Difference, JudgeFacts, ModelResult, Part,
 from starling.report import evaluation_figures as drawn
 from starling.report import figures
 from starling.report.figures import Figure
-from starling.report.page import count
+from starling.report.page import count, typeset
 from starling.report.reward_page import PAGE_FILE, short_names
 
 MOST_ROWS = 30
 """Models or differences in one figure; the tables have all of them."""
+MOST_PAIRS = 500
+"""Differences in the page's table: 200 models have 19,900."""
 OPEN_ROWS = 12
 """Rows of a table of details up to which it is open from the start."""
 
@@ -118,14 +119,9 @@ def fill(name: str, **values: Any) -> str:
     loader = DictLoader({one: (package / one).read_text(encoding="utf-8") for one in names})
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"count": count, "typeset": typeset}
-    return environment.get_template(name).render(style=(package / "page.css").read_text(encoding="utf-8"), **values)
-
-
-def typeset(text: str) -> str:
-    """Plain text of numbers as print has it: true minus signs, narrow spaces in thousands and before %."""
-    text = re.sub(r"(?<![\w-])-(?=[\d.])", "−", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "\u202f", text)
-    return re.sub(r"(?<=\d) %", "\u202f%", text)
+    return environment.get_template(name).render(
+        style=(package / "page.css").read_text(encoding="utf-8"), failures=reading.FAILURES, **values
+    )  # fmt: skip
 
 
 # ── one benchmark ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -136,7 +132,7 @@ def panel(result: Result, anchor: str) -> Panel:
     places = reading.digits(result.unit)
     further = list(dict.fromkeys(name for m in result.models for name in m.more))
     names = list(dict.fromkeys(name for m in result.models for name in m.parts))
-    finding, css = _finding(result)
+    finding, css = reading.finding(result)
     return Panel(
         result=result,
         anchor=anchor,
@@ -150,32 +146,14 @@ def panel(result: Result, anchor: str) -> Panel:
             for m in result.models
         ],
         further=further,
-        pairs=[_pair(one, result) for one in result.differences],
+        pairs=[_pair(one, result) for one in result.differences[:MOST_PAIRS]],
         part_names=names,
         parts=[(name, [_part(m.parts.get(name), result) for m in result.models]) for name in names],
         figures=_figures(result, names, anchor),
         judge=judge_facts(result),
-        noise=noise(result),
+        noise=reading.noise_text(result),
         settings=_flat(result.settings),
     )  # fmt: skip
-
-
-def _finding(result: Result) -> tuple[str, str]:
-    """The benchmark in half a sentence, and how it is coloured: is the best model better than the next one?"""
-    measured = [m for m in result.models if m.overall.score is not None]
-    if not measured:
-        return "nothing could be measured", "worse"
-    best = measured[0]
-    if len(measured) == 1:
-        return f"{best.model}: {reading.score_text(best.overall.score, result.unit)} {result.unit}", ""
-    pair = next((d for d in result.differences if {d.first, d.second} == {best.model, measured[1].model}), None)
-    if pair is None:
-        return f"{best.model} has the best score; no paired test", "open"
-    standing, why = reading.standing_of(pair, result)
-    if standing == "open":
-        return f"{best.model} and {measured[1].model} are not distinguishable: {why}", "open"
-    winner, other = (pair.first, pair.second) if standing == "first" else (pair.second, pair.first)
-    return f"{winner} is better than {other}", "better"
 
 
 def _plain(value: float | None) -> str:
@@ -200,10 +178,9 @@ def _pair(one: Difference, result: Result) -> Pair:
 
 
 def standings(panels: Sequence[Panel]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Model → (score, interval) on each benchmark, where there are several; a dash where it was not asked."""
-    if len(panels) < 2:
-        return []
-    models = list(dict.fromkeys(row.model for one in panels for row in one.rows))
+    """Model → (score, interval) on each benchmark, of the models that stand in several; a dash where one was not asked."""
+    names = [row.model for one in panels for row in one.rows]
+    models = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     found = []
     for model in models:
         cells = [next(((r.score, r.interval) for r in one.rows if r.model == model), ("–", "")) for one in panels]
@@ -282,17 +259,6 @@ def _cost(judge: JudgeFacts) -> Fact:
     return Fact("Cost", value, note=", ".join(said))
 
 
-def noise(result: Result) -> str:
-    """The judge's noise and bias in one cell of a table."""
-    judge = result.judge
-    if judge is None:
-        return "a fixed rule"
-    gap = "order not measured" if judge.position_gap is None else f"order {100 * judge.position_gap:+.1f}"
-    spread = "asked once" if judge.repeat_spread is None else f"again ± {judge.repeat_spread:.{reading.digits(result.unit) + 1}f}"
-    lost = "" if judge.unparsed_share is None else f", {100 * judge.unparsed_share:.1f} % without a verdict"
-    return f"{gap}, {spread}{lost}"
-
-
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -326,10 +292,18 @@ def _parts_figure(result: Result, names: Sequence[str], short: Mapping[str, str]
     if not models or len(shown) < 2:
         return []
     svg = drawn.parts(
-        f"{anchor}-parts", f"Parts of {result.title}", shown, [_dots(m, shown, short) for m in models], x_label=result.unit
+        f"{anchor}-parts",
+        f"Parts of {result.title}",
+        [_cut(n) for n in shown],
+        [_dots(m, shown, short) for m in models],
+        x_label=result.unit,
     )
     hidden = len(result.models) - len(models)
     return [Figure(title="Parts", svg=svg, note=f"The best {len(models)} models." if hidden > 0 else "")]
+
+
+def _cut(name: str, longest: int = 24) -> str:
+    return name.replace("_", " ") if len(name) <= longest else f"{name[: longest - 1].replace('_', ' ').rstrip()}…"
 
 
 def _dots(model: ModelResult, names: Sequence[str], short: Mapping[str, str]) -> drawn.Dots:
@@ -338,19 +312,24 @@ def _dots(model: ModelResult, names: Sequence[str], short: Mapping[str, str]) ->
 
 
 def _pairs_figure(result: Result, short: Mapping[str, str], anchor: str) -> list[Figure]:
+    """Each pair where there are three at most, else the best model against each other one."""
     if not result.differences:
         return []
     spread = result.judge.repeat_spread if result.judge else None
-    rows = [
-        (f"{short[d.first]} − {short[d.second]}", d.difference, d.ci, reading.standing_of(d, result)[0] != "open")
-        for d in result.differences[:MOST_ROWS]
-    ]
+    best = result.models[0].model
+    few = len(result.differences) <= 3
+    rows = []
+    for d in result.differences if few else [d for d in result.differences if best in (d.first, d.second)]:
+        counts = reading.standing_of(d, result)[0] != "open"
+        if few:
+            rows.append((f"{short[d.first]} − {short[d.second]}", d.difference, d.ci, counts))
+        elif d.first == best:
+            rows.append((short[d.second], d.difference, d.ci, counts))
+        else:
+            rows.append((short[d.first], -d.difference, (-d.ci[1], -d.ci[0]), counts))
     svg = drawn.differences(
-        f"{anchor}-differences",
-        f"Paired differences on {result.title}",
-        rows,
-        x_label=f"difference, {result.unit}",
-        spread=spread,
-    )
+        f"{anchor}-differences", f"Paired differences on {result.title}", rows[:MOST_ROWS],
+        x_label=result.unit if few else f"{short[best]} − the other, {result.unit}", spread=spread,
+    )  # fmt: skip
     note = "Coloured where the difference counts." + (" Orange: what the judge moves when it is asked again." if spread else "")
-    return [Figure(title="Differences", svg=svg, note=note)]
+    return [Figure(title="Differences" if few else "The best against the others", svg=svg, note=note)]
