@@ -208,3 +208,36 @@ def test_a_budget_stops_it_and_the_next_start_goes_on(config: Path, server: Serv
     with Journal(tmp_path / "run" / "journal.sqlite") as journal:
         assert journal.usage().paid == asked(server)
     assert paid <= 7
+
+
+def test_a_plan_counts_the_calls_before_they_are_made(config: Path, server: Server, command: Command, tmp_path: Path) -> None:
+    code, out, _ = command("plan", config, "--json")
+    assert code == 0
+    found = json.loads(out)["benchmarks"]
+    assert found["unknown"] == {}
+    # three questions of two turns for each of two models; the judge grades each answer twice
+    assert {(line["model"], line["asks_for"]): line["calls"] for line in found["lines"]} == {
+        ("strong", "answers"): 6,
+        ("weak", "answers"): 6,
+        ("judge", "verdicts"): 24,
+    }
+    assert found["lines"][2]["dollars"] > 0
+    assert found["lines"][0]["dollars"] is None
+    assert asked(server) == 0
+    assert not (tmp_path / "run").exists(), "a plan writes nothing"
+    assert command("evaluate", config)[0] == 0
+    code, out, _ = command("plan", config, "--json")
+    assert "benchmarks" not in json.loads(out), "what is done is not asked again"
+
+
+def test_a_plan_says_what_it_cannot_count(config: Path, command: Command) -> None:
+    code, out, _ = command("plan", config, "--set", "evaluate.mt_bench.questions=nowhere.jsonl")
+    assert code == 0
+    assert "! mt-bench: its calls are not counted" in out
+    assert "nowhere.jsonl" in out
+
+
+def test_run_does_benchmarks_where_there_is_no_chain(config: Path, command: Command, tmp_path: Path) -> None:
+    code, _, err = command("run", config)
+    assert code == 0, err
+    assert [r.benchmark for r in finished(tmp_path / "run")] == ["mt-bench"]
