@@ -61,28 +61,34 @@ def evaluate_mt_bench(
                 where="starling evaluate mt-bench CONFIG",
                 cure="set it in [evaluate.mt_bench], e.g. --set evaluate.mt_bench.official_rule=true",
             )
-        found = [_live(config, set_, out)]
-    else:
-        if set_:
-            raise UsageError("--set needs a settings file", where="starling evaluate mt-bench", cure="give CONFIG, or leave it out")
-        from starling.evaluate.mt_bench import Rules, from_files
+        _print([_live(config, set_, out)], as_json)
+        return
+    if set_:
+        raise UsageError("--set needs a settings file", where="starling evaluate mt-bench", cure="give CONFIG, or leave it out")
+    from starling.evaluate.mt_bench import Rules, from_files
 
-        rules = Rules(official=official, baseline=baseline)
-        found = from_files(judgments or [], questions=questions, answers=answers, human=human, rules=rules)
-    _tell(found, out, as_json)
-
-
-def _tell(found: list[Measured], out: Path | None, as_json: bool) -> None:
-    """Keep the results where asked for, and print them."""
-    from starling.cli.benchmark_tables import print_result
-    from starling.evaluate.result_files import RESULT_FILE, as_json as plain, write_result
-
+    rules = Rules(official=official, baseline=baseline)
+    found = from_files(judgments or [], questions=questions, answers=answers, human=human, rules=rules)
     if out is not None:
-        for number, one in enumerate(found, start=1):
-            folder = out if len(found) == 1 else out / str(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_result(folder / RESULT_FILE, one.result)
-            complain(f"result: {folder / RESULT_FILE}")
+        _keep(found, out)
+    _print(found, as_json)
+
+
+def _keep(found: list[Measured], out: Path) -> None:
+    """Write the results; of several, each into a folder of its own."""
+    from starling.evaluate.result_files import RESULT_FILE, write_result
+
+    for number, one in enumerate(found, start=1):
+        folder = out if len(found) == 1 else out / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_result(folder / RESULT_FILE, one.result)
+        complain(f"result: {folder / RESULT_FILE}")
+
+
+def _print(found: list[Measured], as_json: bool) -> None:
+    from starling.cli.benchmark_tables import print_result
+    from starling.evaluate.result_files import as_json as plain
+
     if as_json:
         every = [plain(one.result) | ({"agreement": one.agreement_json()} if one.agreement else {}) for one in found]
         print_json(every[0] if len(every) == 1 else {"results": every})
@@ -94,4 +100,11 @@ def _tell(found: list[Measured], out: Path | None, as_json: bool) -> None:
 
 
 def _live(config: Path, set_: list[str] | None, out: Path | None) -> Measured:
-    raise NotImplementedError
+    """Ask models and judge; the result stays with the run, and a copy of its files goes to `out`."""
+    from starling import benchmarks
+    from starling.evaluate.mt_bench import Measured
+    from starling.evaluate.registry import benchmark
+    from starling.progress import RichProgress
+
+    settings = load(config, set_)
+    return Measured(result=benchmarks.run(settings, [benchmark("mt-bench")], RichProgress(), complain, out)[0])

@@ -73,7 +73,7 @@ class MTBenchSection(JudgedSection):
     repeats: int = Field(default=1, ge=1, description="Times that everything is judged; from 2 on the judge's noise is known.")
     official_rule: bool = Field(
         default=False,
-        description="FastChat's rule makes the score: every row counts, repeats as rows, those without a grade (-1) leave the mean.",
+        description="FastChat's rule makes the score: every row counts, repeats as rows, and those without a grade (-1) do not.",
     )
 
     @model_validator(mode="after")

@@ -1,13 +1,14 @@
 """How often a judge and people, or people among themselves, say the same about two answers: FastChat's compute_agreement.
 
-Votes are keyed by turn, question and the two models in the order of their names; every vote of one side is compared with every vote of
-the other. Setup S1 counts all votes, a tie of any kind being equal to any other tie; setup S2 leaves out pairs of votes in which either
-is a tie. Source: arXiv 2306.05685, section 4.2, and FastChat's compute_agreement.py, with its names: votes of "expert_…" are people's,
-those of "author_…" stand aside. Departures: intervals, clustered by question; a judge with several votes on a key is compared by
-all of them (FastChat stops); a judge that grades single answers votes by which grade is higher, a tie within 0.1.
+Votes are keyed by turn, question and the two models in the order of their names; every vote of one side is compared with every
+vote of the other. Setup S1 counts all votes, a tie of any kind being equal to any other tie; setup S2 leaves out pairs of votes
+in which either is a tie. Source: arXiv 2306.05685, section 4.2, and FastChat's compute_agreement.py, with its names: votes of
+"expert_…" are people's, those of "author_…" stand aside. Departures: intervals, clustered by question; a judge with several votes
+on a key is compared by all of them (FastChat stops); a judge that grades single answers votes by which grade is higher, a tie
+within 0.1.
 
-Votes of people: {question_id, model_a, model_b, winner, judge, turn}, as in the published mt_bench_human_judgments, in json, jsonl or
-parquet; `winner` is model_a, model_b or anything with "tie" in it.
+Votes of people: {question_id, model_a, model_b, winner, judge, turn}, as in the published mt_bench_human_judgments, in json,
+jsonl or parquet; `winner` is model_a, model_b or anything with "tie" in it.
 """
 
 from __future__ import annotations
@@ -134,9 +135,7 @@ def among_people(people: Votes, *, resamples: int, seed: int) -> list[Agreement]
     return _table("people", [(k, list(combinations(said, 2))) for k, said in people.items()], resamples, seed)
 
 
-def _table(
-    between: str, compared: Sequence[tuple[Key, Sequence[tuple[str, str]]]], resamples: int, seed: int
-) -> list[Agreement]:
+def _table(between: str, compared: Sequence[tuple[Key, Sequence[tuple[str, str]]]], resamples: int, seed: int) -> list[Agreement]:
     found = []
     for turn in (0, 1, 2):
         for setup in ("S1", "S2"):

@@ -1,8 +1,8 @@
 """Two-turn answers: each model is asked turn by turn, its own first answer staying in the context of the second.
 
 Temperatures go by category, and answers are at most 1,024 tokens, as FastChat's gen_model_answer has it. Departures: a turn that
-failed has no text and the turn after it is not asked (FastChat goes on with "$ERROR$" in the context and lets the judge grade it);
-models behind servers are asked at the same time, all questions of a turn at once.
+failed has no text and the turn after it is not asked (FastChat goes on with "$ERROR$" in the context and lets the judge grade
+it); models behind servers are asked at the same time, all questions of a turn at once.
 """
 
 from __future__ import annotations

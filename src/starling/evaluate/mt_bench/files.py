@@ -4,12 +4,13 @@
     model_answer/MODEL.jsonl              question_id, answer_id, model_id, choices [{index, turns}], tstamp
     reference_answer/JUDGE.jsonl          the same fields
     model_judgment/JUDGE_single.jsonl     question_id, model, judge [model, prompt], user_prompt, judgment, score, turn, tstamp
-    model_judgment/JUDGE_pair.jsonl       question_id, model_1, model_2, g1_winner, g2_winner, judge, g1_user_prompt, …, turn, tstamp
+    model_judgment/JUDGE_pair.jsonl       question_id, model_1, model_2, g1_winner, g2_winner, judge, g1_user_prompt,
+                                          g1_judgment, g2_user_prompt, g2_judgment, turn, tstamp
     judge_prompts.jsonl                   name, type, system_prompt, prompt_template, …
 
 Source: FastChat's llm_judge (arXiv 2306.05685), commit 0e6d3e4 and the package fschat 0.2.36. Departures: a row of judgments that
-cannot be used is a named problem with a count and a place (FastChat stops, or averages whatever pandas makes of it); every file may
-end in .gz; texts of judgments are not kept in memory, a hash of what the judge saw is, which tells a repeated judgment from a
+cannot be used is a named problem with a count and a place (FastChat stops, or averages whatever pandas makes of it); every file
+may end in .gz; texts of judgments are not kept in memory, a hash of what the judge saw is, which tells a repeated judgment from a
 judgment of another answer.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ API_ERROR = "$ERROR$"
 NO_GRADE = -1
 """FastChat's score of a judgment in which it finds no grade."""
 WINNERS = ("model_1", "model_2", "tie", "error")
+_MARKER = re.compile(r"The marker of this call is (\w+)\n")
 _CURE = "write it as FastChat's llm_judge does; docs/mt-bench.md lists the fields"
 
 
@@ -124,14 +127,16 @@ def read_questions(path: Path) -> dict[int, Question]:
     for number, row in _strict_rows(path):
         turns, own = row.get("turns"), row.get("required_temperature")
         if not _whole(row.get("question_id")) or not isinstance(row.get("category"), str) or not _texts(turns) or not turns:
-            raise InputError("A row is no question: question_id, category or turns is missing or wrong", where=_at(path, number), cure=_CURE)
+            raise InputError(
+                "A row is no question: question_id, category or turns is missing or wrong", where=_at(path, number), cure=_CURE
+            )
         if own is not None and (not _number(own) or own < 0):
             raise InputError(f"required_temperature is {own!r}", where=_at(path, number), cure="give a number of at least 0")
         if row["question_id"] in found:
-            raise InputError(f"The question {row['question_id']} stands twice", where=_at(path, number), cure="keep one of the two")
-        found[row["question_id"]] = Question(
-            id=row["question_id"], category=row["category"], turns=tuple(turns), temperature=own
-        )
+            raise InputError(
+                f"The question {row['question_id']} stands twice", where=_at(path, number), cure="keep one of the two"
+            )
+        found[row["question_id"]] = Question(id=row["question_id"], category=row["category"], turns=tuple(turns), temperature=own)
     if not found:
         raise InputError("The file holds no question", where=str(path), cure=_CURE)
     return found
@@ -248,7 +253,7 @@ def _judge(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _single(row: Mapping[str, Any], *, copy: bool, answers: Mapping[str, Mapping[int, Answer]]) -> Single:
     judge, prompt = _judge(row)
-    shown = row.get("user_prompt") or ""
+    shown = _unmarked(row.get("user_prompt") or "")
     outcome = Outcome.ranked if row["score"] != NO_GRADE else _failure(row.get("judgment"))
     return Single(
         question=row["question_id"], turn=row["turn"], model=row["model"], judge=judge, prompt=prompt, score=row["score"],
@@ -266,6 +271,12 @@ def _pair(row: Mapping[str, Any], *, copy: bool, answers: Mapping[str, Mapping[i
         g1=row["g1_winner"], g2=row["g2_winner"], outcome_1=failed[0], outcome_2=failed[1], copy=copy,
         other=any(_other(shown, row[k], row["question_id"], turn, answers) for k in ("model_1", "model_2")),
     )  # fmt: skip
+
+
+def _unmarked(shown: str) -> str:
+    """A prompt without the marker that `starling.judge.rubric` makes for each call, so that a second attempt is no other text."""
+    found = _MARKER.match(shown)
+    return shown.replace(found[1], "") if found else shown
 
 
 def _failure(judgment: object) -> Outcome:
@@ -314,7 +325,11 @@ def file_name(model: str) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line, atomically; folders are made."""
+    """One JSON object a line, atomically; folders are made.
+
+    `tstamp` counts the rows of a file: when a model was asked stands in the journal, the same run gives the same bytes, and equal
+    judgments of two repeats differ in it, so that they are not taken for one row copied.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
     with draft.open("w", encoding="utf-8", errors="surrogatepass") as out:
@@ -329,27 +344,27 @@ def question_row(question: Question) -> dict[str, Any]:
     return row if question.temperature is None else {**row, "required_temperature": question.temperature}
 
 
-def answer_row(answer: Answer, tstamp: float) -> dict[str, Any]:
-    """A row of model_answer or reference_answer; a failed turn is FastChat's $ERROR$."""
+def answer_row(answer: Answer, number: int) -> dict[str, Any]:
+    """A row of model_answer or reference_answer; a failed turn is FastChat's $ERROR$. `number` is the row's, see `write_rows`."""
     turns = [API_ERROR if text is None else text for text in answer.turns]
     return {
         "question_id": answer.question, "answer_id": content_hash([answer.model, answer.question, turns], 22),
-        "model_id": answer.model, "choices": [{"index": 0, "turns": turns}], "tstamp": tstamp,
+        "model_id": answer.model, "choices": [{"index": 0, "turns": turns}], "tstamp": float(number),
     }  # fmt: skip
 
 
-def single_row(grade: Single, *, user_prompt: str, judgment: str, tstamp: float) -> dict[str, Any]:
+def single_row(grade: Single, *, user_prompt: str, judgment: str, number: int) -> dict[str, Any]:
     """A row of a single-grading file."""
     return {
         "question_id": grade.question, "model": grade.model, "judge": [grade.judge, grade.prompt], "user_prompt": user_prompt,
-        "judgment": judgment, "score": grade.score, "turn": grade.turn, "tstamp": tstamp,
+        "judgment": judgment, "score": grade.score, "turn": grade.turn, "tstamp": float(number),
     }  # fmt: skip
 
 
-def pair_row(pair: Pair, *, prompts: tuple[str, str], judgments: tuple[str, str], tstamp: float) -> dict[str, Any]:
+def pair_row(pair: Pair, *, prompts: tuple[str, str], judgments: tuple[str, str], number: int) -> dict[str, Any]:
     """A row of a pairwise file."""
     return {
         "question_id": pair.question, "model_1": pair.model_1, "model_2": pair.model_2, "g1_winner": pair.g1,
         "g2_winner": pair.g2, "judge": [pair.judge, pair.prompt], "g1_user_prompt": prompts[0], "g1_judgment": judgments[0],
-        "g2_user_prompt": prompts[1], "g2_judgment": judgments[1], "turn": pair.turn, "tstamp": tstamp,
+        "g2_user_prompt": prompts[1], "g2_judgment": judgments[1], "turn": pair.turn, "tstamp": float(number),
     }  # fmt: skip

@@ -1,11 +1,12 @@
 """Asking the judge, by our protocol or FastChat's; what it says becomes rows of FastChat's judgment files.
 
-starling    our rubrics and grammar (`starling.evaluate.judging`): a grade from 1 to 10, or a verdict in both orders; the reference
-            and, at turn 2, the conversation so far stand in frames that nothing inside them can leave.
-official    FastChat's prompts from the user's own judge_prompts.jsonl, temperature 0, 2,048 tokens, and its way of reading replies.
+starling    our rubrics and grammar (`starling.evaluate.judging`): a grade from 1 to 10, or a verdict in both orders; the
+            reference and, at turn 2, the conversation so far stand in frames that nothing inside them can leave.
+official    FastChat's prompts from the user's own judge_prompts.jsonl, temperature 0, 2,048 tokens, and its way of
+            reading replies.
 
-At turn 2 of a pair the two conversations differ in their first answers. FastChat's prompt shows both whole; ours shows the user's two
-turns as the conversation, and each side's two answers together as its text.
+At turn 2 of a pair the two conversations differ in their first answers. FastChat's prompt shows both whole; ours shows the user's
+two turns as the conversation, and each side's two answers together as its text.
 
 A call that brought no grade or verdict keeps FastChat's −1 or "error" in the file, and its own name in the counts.
 """
@@ -13,7 +14,7 @@ A call that brought no grade or verdict keeps FastChat's −1 or "error" in the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -26,7 +27,7 @@ from starling.evaluate.mt_bench.answering import conversation
 from starling.evaluate.mt_bench.files import API_ERROR, NO_GRADE, Answer, Pair, Question, Single
 from starling.evaluate.results import Job
 from starling.metering import Tap
-from starling.records import Finish, Message, Messages, Outcome, content_hash
+from starling.records import Finish, Messages, Outcome, content_hash
 from starling.stats import Interval
 
 NO_ANSWER = "no_answer"
@@ -102,7 +103,7 @@ class _Said:
 # ── single grading ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def grade(job: Job, material: Material, settings: MTBenchSection, tstamp: float) -> Judged:
+def grade(job: Job, material: Material, settings: MTBenchSection) -> Judged:
     """Every answer graded, `settings.repeats` times.
 
     Raises:
@@ -130,13 +131,11 @@ def grade(job: Job, material: Material, settings: MTBenchSection, tstamp: float)
     for name, task, round_ in zip(names, tasks, said, strict=True):
         for one in round_:
             single = Single(
-                question=task.question.id, turn=task.turn, model=task.models[0], judge=judge, prompt=name, score=_plain(one.value),
-                outcome=one.outcome, shown=content_hash(task.id, 16),
+                question=task.question.id, turn=task.turn, model=task.models[0], judge=judge, prompt=name,
+                score=_plain(one.value), outcome=one.outcome, shown=content_hash(task.id, 16),
             )  # fmt: skip
             found.singles.append(single)
-            found.rows.append(
-                files.single_row(single, user_prompt=one.prompt, judgment=one.text, tstamp=_later(tstamp, len(found.rows)))
-            )
+            found.rows.append(files.single_row(single, user_prompt=one.prompt, judgment=one.text, number=len(found.rows)))
     return found
 
 
@@ -154,7 +153,7 @@ def _graded(prompt: Messages, reply: Reply) -> _Said:
 # ── pairs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def compare(job: Job, material: Material, settings: MTBenchSection, tstamp: float) -> Judged:
+def compare(job: Job, material: Material, settings: MTBenchSection) -> Judged:
     """Every pair of answers compared in both orders, `settings.repeats` times: against the baseline, or all pairs of models.
 
     Raises:
@@ -196,9 +195,7 @@ def compare(job: Job, material: Material, settings: MTBenchSection, tstamp: floa
             )  # fmt: skip
             found.pairs.append(pair)
             found.rows.append(
-                files.pair_row(
-                    pair, prompts=(g1.prompt, g2.prompt), judgments=(g1.text, g2.text), tstamp=_later(tstamp, len(found.rows))
-                )
+                files.pair_row(pair, prompts=(g1.prompt, g2.prompt), judgments=(g1.text, g2.text), number=len(found.rows))
             )
     return found
 
@@ -262,7 +259,7 @@ def _prompt_name(kind: str, task: _Task, material: Material) -> str:
 
 def _official_prompt(name: str, task: _Task, material: Material, shown: Sequence[str]) -> Messages:
     sides = [""] if len(shown) == 1 else ["_a", "_b"]
-    texts = {model: texts for model, texts in zip(task.models, _texts(task, material), strict=True)}
+    texts = dict(zip(task.models, _texts(task, material), strict=True))
     answers = {side: texts[model] for side, model in zip(sides, shown, strict=True)}
     references = [material.reference(task.question.id, turn) for turn in range(1, task.turn + 1)]
     values = official.values_of(task.question.turns, answers, references, task.turn)
@@ -290,11 +287,6 @@ def _plain(value: float | str) -> float:
     """A whole grade as a whole number, as FastChat writes it."""
     number = float(value)
     return int(number) if number.is_integer() else number
-
-
-def _later(tstamp: float, number: int) -> float:
-    """A time of its own for each row, so that equal judgments of repeats are not taken for copies of one row."""
-    return tstamp + number * 1e-5
 
 
 class _Heard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,11 +35,10 @@ def run(settings: MTBenchSection, job: Job) -> Result:
     if settings.protocol == "official":
         _check_prompts(settings, questions, prompts)
     answered = answering.answer(job, questions, settings)
-    started = time.time()
-    _write_answers(job.folder, questions, answered, given, references, started, _judge_name(job))
+    _write_answers(job.folder, questions, answered, given, references, _judge_name(job))
     material = Material(questions=questions, answers={**answered.answers, **given}, references=references, prompts=prompts)
     kind, ask = ("single", judged.grade) if settings.mode == "single" else ("pair", judged.compare)
-    found = ask(job, material, settings, started)
+    found = ask(job, material, settings)
     write_rows(job.folder / "model_judgment" / f"{file_name(_judge_name(job))}_{kind}.jsonl", found.rows)
     return _result(settings, job, questions, answered, found, notes)
 
@@ -92,7 +90,9 @@ def _given(settings: MTBenchSection, job: Job) -> dict[str, dict[int, Answer]]:
             cure="add it to models, or its answer file to answers",
         )
     if settings.mode != "single" and len(known) < 2:
-        raise ConfigError("Pairs need two models", where="evaluate.mt_bench.models", cure="name another model, or use mode single")
+        raise ConfigError(
+            "Pairs need two models", where="evaluate.mt_bench.models", cure="name another model, or use mode single"
+        )
     return found
 
 
@@ -120,7 +120,7 @@ def _references(settings: MTBenchSection, questions: Mapping[int, Question]) -> 
                 cure="add it there or to evaluate.mt_bench.corrections, or take its category out of reference_categories",
             )
         found[question.id] = answer
-    warning = warn_of_references({q: "published" for q in found}, set(corrected))
+    warning = warn_of_references(set(found), set(corrected))
     return found, [warning] if warning else []
 
 
@@ -147,13 +147,15 @@ def _check_prompts(settings: MTBenchSection, questions: Mapping[int, Question], 
 
 def _write_answers(
     folder: Path, questions: Mapping[int, Question], answered: Answered, given: Mapping[str, Mapping[int, Answer]],
-    references: Mapping[int, Answer], tstamp: float, judge: str,
+    references: Mapping[int, Answer], judge: str,
 ) -> None:  # fmt: skip
     write_rows(folder / "question.jsonl", map(question_row, questions.values()))
     for label, answers in {**answered.answers, **given}.items():
-        write_rows(folder / "model_answer" / f"{file_name(label)}.jsonl", (answer_row(a, tstamp) for a in answers.values()))
+        write_rows(
+            folder / "model_answer" / f"{file_name(label)}.jsonl", (answer_row(a, n) for n, a in enumerate(answers.values()))
+        )
     if references:
-        rows = (answer_row(answer, tstamp) for answer in references.values())
+        rows = (answer_row(answer, n) for n, answer in enumerate(references.values()))
         write_rows(folder / "reference_answer" / f"{file_name(judge)}.jsonl", rows)
 
 

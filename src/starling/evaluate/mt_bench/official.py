@@ -1,9 +1,9 @@
-"""FastChat's own rules, as its code has them: prompts from its templates, grades and verdicts from replies, figures of show_result.
+"""FastChat's own rules, as its code has them: prompts from templates, grades and verdicts from replies, show_result's figures.
 
-Source: fastchat/llm_judge (common.py, gen_judgment.py, show_result.py) of the package fschat 0.2.36. Pure functions. The rules are
-kept with their faults, which is what makes figures comparable: a grade may lie off the scale, a text with "[[A]]" anywhere is a
-verdict for A even if it ends in "[[B]]", a judgment without a grade is −1 and then leaves the average, and a judgment that stands
-in the file twice counts twice. `starling.evaluate.mt_bench.singles` and `pairs` have ours.
+Source: fastchat/llm_judge (common.py, gen_judgment.py, show_result.py) of the package fschat 0.2.36. Pure functions. The rules
+are kept with their faults, which is what makes figures comparable: a grade may lie off the scale, a text with "[[A]]" anywhere is
+a verdict for A even if it ends in "[[B]]", a judgment without a grade is −1 and then leaves the average, and a judgment that
+stands in the file twice counts twice. `starling.evaluate.mt_bench.singles` and `pairs` have ours.
 
 Departure: the templates are the user's own file; only the fields that FastChat fills are filled, by plain substitution.
 """
@@ -97,7 +97,9 @@ def fill(prompt: Mapping[str, str], values: Mapping[str, str], where: str) -> Me
     return (Message(role="system", content=prompt["system_prompt"]), Message(role="user", content="".join(parts)))
 
 
-def values_of(questions: Sequence[str], answers: Mapping[str, Sequence[str]], references: Sequence[str], turn: int) -> dict[str, str]:
+def values_of(
+    questions: Sequence[str], answers: Mapping[str, Sequence[str]], references: Sequence[str], turn: int
+) -> dict[str, str]:
     """The fields of a template for one turn.
 
     Args:
@@ -131,7 +133,7 @@ def grade_of(judgment: str) -> float:
 
 
 def verdict_of(judgment: str) -> str:
-    """"A", "B", "tie" or "error": the first of [[A]], [[B]], [[C]], in this order, that occurs anywhere.
+    """ "A", "B", "tie" or "error": the first of [[A]], [[B]], [[C]], in this order, that occurs anywhere.
 
     >>> verdict_of("not [[B]] but [[A]]"), verdict_of("[[B]]"), verdict_of("[[C]]"), verdict_of("A wins")
     ('A', 'B', 'tie', 'error')

@@ -1,10 +1,10 @@
 """Pairwise grading: how often a model wins against the others or against a baseline, by both of FastChat's rates.
 
-A comparison is two games, each model's answer shown first once. It has a winner where both games name the same one, else it is a tie:
-a preference that depends on the order is none. win_rate counts a tie as no win, win_rate_adjusted as half of one, and that is the
-score here, in per cent. With an error in either game there is no verdict: FastChat drops such rows, here they are counted by what
-became of them. Of comparisons that stand in the files several times the mean counts once under our rule, and every row under
-FastChat's; `official` chooses.
+A comparison is two games, each model's answer shown first once. It has a winner where both games name the same one, else it is a
+tie: a preference that depends on the order is none. win_rate counts a tie as no win, win_rate_adjusted as half of one, and that
+is the score here, in per cent. With an error in either game there is no verdict: FastChat drops such rows, here they are counted
+by what became of them. Of comparisons that stand in the files several times the mean counts once under our rule, and every row
+under FastChat's; `official` chooses.
 
 The position gap is the share of games won by the answer shown first less that of the other, over comparisons with two verdicts.
 """
@@ -149,7 +149,9 @@ def _result(
 
     parts = {f"turn_{t}": of({p: v for p, v in cells.items() if p[1] == t}) for t in sorted({turn for _, turn in cells})}
     for category in dict.fromkeys(q.category for q in (questions or {}).values()):
-        parts[category] = of({p: v for p, v in cells.items() if questions and p[0] in questions and questions[p[0]].category == category})
+        parts[category] = of(
+            {p: v for p, v in cells.items() if questions and p[0] in questions and questions[p[0]].category == category}
+        )
     repeats = [values for found in by_opponent.values() for values in found.values()]
     spread = by_place.spread({(i, 0): values for i, values in enumerate(repeats)})
     return ModelResult(
@@ -193,7 +195,9 @@ def _differences(
 
 
 def _notes(results: Sequence[ModelResult], official: bool) -> list[str]:
-    notes = ["A comparison is won where both orders agree, else tied. win_rate and win_rate_adjusted are FastChat's, over its rows."]
+    notes = [
+        "A comparison is won where both orders agree, else tied. win_rate and win_rate_adjusted are FastChat's, over its rows."
+    ]
     if official:
         notes.append("Repeated comparisons count as often as they stand in the files, as with FastChat.")
     for result in results:

@@ -1,12 +1,12 @@
 """Single grading: MT-Bench's headline score from grades, by our rule and by FastChat's.
 
-Ours: the repeats of one question and turn are averaged first, then all of these count once; what has no grade, is off the scale of
-1 to 10, was copied or judges another answer is a named outcome with a count, and what was never judged is counted as missing.
+Ours: the repeats of one question and turn are averaged first, then all of these count once; what has no grade, is off the scale
+of 1 to 10, was copied or judges another answer is a named outcome with a count, and what was never judged is counted as missing.
 FastChat's: the mean over all rows whose score is not −1. Both are in every result; `official` chooses which one is the score.
 
 Grades of the same place are repeats of one judgment only when the judge saw the same text. Where it did not (files that were
-appended to after the answers had been generated anew), their difference is no noise of the judge: they are kept out of the spread,
-and a note says so.
+appended to after the answers had been generated anew), their difference is no noise of the judge: they are kept out of the
+spread, and a note says so.
 """
 
 from __future__ import annotations
@@ -67,14 +67,16 @@ def measure(
 
     Args:
         rows: the grades, whatever became of them.
-        questions: for figures by category, and to know what is missing; without them a place that any model has is expected of all.
+        questions: for figures by category, and to know what is missing; without them, what one model has is expected of all.
         official: FastChat's rule makes the scores and their intervals.
         further: outcomes of each model that have no row here: problems of files, answers that could not be generated.
         resamples, seed: of the intervals.
     """
     models = list(dict.fromkeys([*(row.model for row in rows), *(further or {})]))
     used = {model: _cells(row for row in rows if row.model == model and outcome_of(row) == "ranked") for model in models}
-    scored = {model: _cells(row for row in rows if row.model == model and row.score != -1) for model in models} if official else used
+    scored = (
+        {model: _cells(row for row in rows if row.model == model and row.score != -1) for model in models} if official else used
+    )
     expected = _expected(rows, questions)
     shown = fastchat.show_single(rows)
     results = []
@@ -182,10 +184,14 @@ def _notes(rows: Sequence[Single], results: Sequence[ModelResult], official: boo
                 texts.setdefault((row.question, row.turn), set()).add(row.shown)
         if several := sum(len(found) > 1 for found in texts.values()):
             notes.append(
-                f"{result.model}: {several:,} of {len(texts):,} questions and turns have grades of different answers, so these are "
-                "no repeats of a judgment, and the average mixes two generations of answers; --answers keeps those of one."
+                f"{result.model}: {several:,} of {len(texts):,} questions and turns have grades of different answers: no "
+                "repeats of a judgment. The average mixes generations of answers; --answers keeps those of one."
             )
-        lost = {k: n for k, n in result.outcomes.items() if k not in ("ranked", *((COPIED, OTHER_ANSWER, OUT_OF_RANGE) if official else ()))}
+        lost = {
+            k: n
+            for k, n in result.outcomes.items()
+            if k not in ("ranked", *((COPIED, OTHER_ANSWER, OUT_OF_RANGE) if official else ()))
+        }
         if lost:
             listed = ", ".join(f"{n:,} {name}" for name, n in sorted(lost.items()))
             notes.append(f"{result.model}: not in the score: {listed}.")

@@ -10,8 +10,9 @@ from typing import Any
 from starling.errors import InputError
 from starling.evaluate.mt_bench import agreement, files, official, pairs, singles
 from starling.evaluate.mt_bench.agreement import Agreement, HumanVotes, Votes
-from starling.evaluate.mt_bench.files import Answer, Judgments, Pair, Question, Single
+from starling.evaluate.mt_bench.files import Judgments, Pair, Question, Single
 from starling.evaluate.results import JudgeFacts, Result
+from starling.rows import files_of
 
 BENCHMARK = "mt-bench"
 RESAMPLES = 2000
@@ -69,16 +70,16 @@ def from_files(
         InputError: a file cannot be read, no row is a judgment, or the baseline has no game.
     """
     asked = files.read_questions(questions) if questions else None
-    read = files.read_judgments(files.files_of(list(judgments)), asked, files.read_answers(answers) if answers else None)
+    read = files.read_judgments(files_of(list(judgments)), asked, files.read_answers(answers) if answers else None)
     if not read.singles and not read.pairs:
-        found = ", ".join(f"{n:,} {problem} ({read.places[problem]})" for problem, n in sorted(read.problems.items()))
+        lost = ", ".join(f"{n:,} {problem} ({read.places[problem]})" for problem, n in sorted(read.problems.items()))
         raise InputError(
-            f"There is no judgment in the files{': ' + found if found else ''}",
+            f"There is no judgment in the files{': ' + lost if lost else ''}",
             where=", ".join(map(str, judgments)),
             cure="give FastChat's model_judgment files; docs/mt-bench.md lists their fields",
         )
     people = agreement.read_votes(human) if human else None
-    found = []
+    found: list[Measured] = []
     for judge in dict.fromkeys(row.judge for row in read.singles):
         rows = [row for row in read.singles if row.judge == judge]
         found.append(single_table(rows, judge, asked, rules, further=_further(read, judge, read.singles), people=people))
@@ -129,7 +130,9 @@ def pair_table(
     if rules.baseline and not any(rules.baseline in (row.model_1, row.model_2) for row in rows):
         known = dict.fromkeys(name for row in rows for name in (row.model_1, row.model_2))
         raise InputError(
-            f"The baseline '{rules.baseline}' is in none of {judge}'s comparisons", where="--baseline", cure=f"name one of {', '.join(known)}"
+            f"The baseline '{rules.baseline}' is in none of {judge}'s comparisons",
+            where="--baseline",
+            cure=f"name one of {', '.join(known)}",
         )
     table = pairs.measure(
         rows, baseline=rules.baseline, questions=questions, official=rules.official, further=further, resamples=rules.resamples,
@@ -138,7 +141,8 @@ def pair_table(
     against = f" against {rules.baseline}" if rules.baseline else ""
     return _measured(
         table, f"MT-Bench, pairs{against} compared by {judge}", pairs.UNIT,
-        pairs.facts(table, judge, rows, resamples=rules.resamples, seed=rules.seed), agreement.votes_of_pairs(rows), people, rules,
+        pairs.facts(table, judge, rows, resamples=rules.resamples, seed=rules.seed), agreement.votes_of_pairs(rows), people,
+        rules,
     )  # fmt: skip
 
 
@@ -190,7 +194,7 @@ def _file_notes(read: Judgments) -> list[str]:
         f"Rows that are no judgment: {n:,} {problem}, the first at {read.places[problem]}."
         for problem, n in sorted(read.problems.items())
     ]
-    if copied := sum(row.copy for row in [*read.singles, *read.pairs]):
+    if copied := sum(one.copy for one in read.singles) + sum(two.copy for two in read.pairs):
         notes.append(f"{copied:,} rows stand in the files twice, letter by letter, and count once; FastChat counts them again.")
     return notes
 
@@ -199,17 +203,17 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items()))
 
 
-def warn_of_references(shown: Mapping[int, str], corrected: set[int]) -> str:
+def warn_of_references(shown: set[int], corrected: set[int]) -> str:
     """A sentence about reference answers that are known to be wrong; "" when none of them is used.
 
     Args:
-        shown: questions whose judge sees a reference → where it comes from.
+        shown: questions whose judge sees a reference.
         corrected: those whose reference comes from the corrections.
     """
-    wrong = sorted(official.WRONG_REFERENCES & set(shown) - corrected)
+    wrong = sorted(official.WRONG_REFERENCES & shown - corrected)
     if not wrong:
         return ""
     return (
-        f"The published reference answers of {len(wrong)} questions are wrong ({', '.join(map(str, wrong))}; FastChat pull request "
-        "3158), and the judge is shown them: name a file with better ones in evaluate.mt_bench.corrections."
+        f"The published reference answers of {len(wrong)} questions are wrong ({', '.join(map(str, wrong))}; FastChat pull "
+        "request 3158), and the judge is shown them: name a file with better ones in evaluate.mt_bench.corrections."
     )
