@@ -191,7 +191,8 @@ def _section(config: Config, one: Benchmark) -> JudgedSection:
 
 
 def _names(config: Config, one: Benchmark) -> tuple[str, ...]:
-    return _section(config, one).models or OWN
+    section = _section(config, one)
+    return section.models or (OWN if section.asks_own else ())
 
 
 def _judge(config: Config, section: JudgedSection) -> str:

@@ -162,11 +162,12 @@ class _Table:
                 overall = Part(score=50.0, ci=None, n=overall.n, clusters=overall.clusters)
             scores = self._met.score_b_M[rows]
             points = np.where(self._met.b_M[rows] == number, scores, 1 - scores)
-            outcomes = {"won": int((points > 0.5).sum()), "tied": int((points == 0.5).sum()), "lost": int((points < 0.5).sum())}
-            failed = np.bincount(self._met.outcome_M[rows], minlength=len(_NAMES))
-            outcomes |= {n: int(c) for n, c in zip(_NAMES, failed, strict=True) if c and n != "ranked"}
+            won = {"won": float((points > 0.5).sum()), "tied": float((points == 0.5).sum()), "lost": float((points < 0.5).sum())}
+            ended = np.bincount(self._met.outcome_M[rows], minlength=len(_NAMES))
+            outcomes = {n: int(c) for n, c in zip(_NAMES, ended, strict=True) if c}
             both = rows[self._met.both_M[rows]]
-            more = {"order_disagreement": float(self._met.disagree_M[both].mean()) if len(both) else None} | ratings.get(name, {})
+            disagreement = float(self._met.disagree_M[both].mean()) if len(both) else None
+            more = {**won, "order_disagreement": disagreement, **ratings.get(name, {})}
             found.append(ModelResult(model=name, overall=overall, parts=self._against(number), outcomes=outcomes, more=more))
         return sorted(found, key=lambda m: (m.overall.score is None, -(m.overall.score or 0), m.model))
 
