@@ -13,7 +13,7 @@ from starling.cli.evaluate import evaluate_app
 from starling.errors import UsageError
 
 if TYPE_CHECKING:
-    from starling.config import Config
+    from starling.config import ArenaHardSection, Config, HeadToHeadSection
     from starling.evaluate.pairwise.planning import Measure, Spread
     from starling.evaluate.results import Result
 
@@ -66,7 +66,8 @@ def evaluate_head_to_head(
             {"--questions": questions, "--people": people, "--baseline": baseline, "--soft": soft},
             "they are for saved votes; live, the settings of [evaluate.head_to_head] say it",
         )
-        settings = _with_answers(load(config, set_), "head_to_head", answers)
+        settings = load(config, set_)
+        settings = _with_answers(settings, "head_to_head", settings.evaluate.head_to_head, answers)
         _finish(_live(settings, "head-to-head", out), None, as_json)
         return
     from starling.evaluate.pairwise.answers import named_files
@@ -123,7 +124,8 @@ def evaluate_arena_hard(
              "--rule": rule != "v2.0"},
             "they are for judgment files; live, [evaluate.arena_hard] says it, and the files can be measured after",
         )  # fmt: skip
-        settings = _with_answers(load(config, set_), "arena_hard", answers)
+        settings = load(config, set_)
+        settings = _with_answers(settings, "arena_hard", settings.evaluate.arena_hard, answers)
         _finish(_live(settings, "arena-hard", out), None, as_json)
         return
     from starling.evaluate.pairwise.answers import named_files
@@ -227,15 +229,16 @@ def _refuse(given: dict[str, Any], why: str) -> None:
         raise UsageError(f"{', '.join(names)} cannot be used here", where="the command line", cure=f"leave it out: {why}")
 
 
-def _with_answers(settings: Config, section: str, answers: Sequence[str] | None) -> Config:
+def _with_answers(
+    settings: Config, name: str, section: HeadToHeadSection | ArenaHardSection | None, answers: Sequence[str] | None
+) -> Config:
     """The settings with the files of --answers added to the section's."""
     from starling.evaluate.pairwise.answers import named_files
 
-    found = getattr(settings.evaluate, section)
-    if not answers or found is None:
+    if not answers or section is None:
         return settings
-    files = {**found.answers, **named_files(answers, "--answers")}
-    evaluate = settings.evaluate.model_copy(update={section: found.model_copy(update={"answers": files})})
+    files = {**section.answers, **named_files(answers, "--answers")}
+    evaluate = settings.evaluate.model_copy(update={name: section.model_copy(update={"answers": files})})
     return settings.model_copy(update={"evaluate": evaluate})
 
 

@@ -282,7 +282,7 @@ def _differences(table: Mapping[str, Games], baselines: Sequence[str], rules: Ru
     known = {model: of for model, of in of_each.items() if of is not None}
     found: list[Compared | None] = []
     if len(baselines) == 1:
-        found += [over_even(model, baselines[0], of, draws) for model, of in known.items() if model != baselines[0]]
+        found += [over_even(m, baselines[0], of, part(of, draws, m), draws) for m, of in known.items() if m != baselines[0]]
     found += [between(a, b, known[a], known[b], draws) for a, b in combinations(known, 2)]
     return adjusted(found)
 
