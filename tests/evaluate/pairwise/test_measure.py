@@ -194,3 +194,9 @@ def test_without_any_verdict_there_is_no_score() -> None:
     assert [m.overall.score for m in found.models] == [None, None]
     assert found.differences == ()
     assert meetings(votes_of([("p", "x", "y", None, 1.0)]), soft=True).outcome_M.tolist() == [1]
+
+
+def test_answers_of_equal_length_say_nothing_about_length() -> None:
+    texts = {model: {"p1": "same", "p3": "same"} for model in "xy"}
+    assert not any("answer" in note for note in measure(votes_of(HAND), texts=texts).notes)
+    assert any("None of the votes" in note for note in measure(votes_of(HAND), texts={"x": {"q": "text"}}).notes)

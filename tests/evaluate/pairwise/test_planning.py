@@ -126,7 +126,7 @@ def test_arena_hard_at_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path
         (folder / f"{model}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert call(["evaluate", "arena-hard", "--judgments", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(m["model"], m["overall"]["score"]) for m in found["models"]] == [("m", 100.0), ("n", 0.0)]
+    assert [(m["model"], m["overall"]["score"]) for m in found["models"]] == [("m", 100.0), ("b", 50.0), ("n", 0.0)]
     assert call(["evaluate", "arena-hard", "--judgments", str(folder), "--official", "--rule", "v0.1"]) == 0
     assert "Official intervals: 2.5 to 97.5 %" in capsys.readouterr().out
     for wrong, problem in (

@@ -204,6 +204,9 @@ def measure(
     lines = _official_lines(table, rules)
     models = [_line(model, rows[model], table[model], by_uid, numbers, rules, draws, lines, texts or {}) for model in table]
     baselines = sorted({j.baseline for j in kept})
+    if len(baselines) == 1 and baselines[0] not in table:
+        n, clusters = sum(m.overall.n for m in models), len(numbers)
+        models.append(ModelResult(model=baselines[0], overall=Part(score=50.0, ci=None, n=n, clusters=clusters)))
     notes = _notes(judgments, kept, by_uid, rules, left_out or {}, baselines, table)
     return Result(
         benchmark="arena-hard", title=f"Arena-Hard against {' and '.join(baselines)}", unit="% of weighted verdicts",
@@ -277,7 +280,7 @@ def _subcategory(row: Judged, by_uid: Mapping[str, Question]) -> str:
 
 
 def _differences(table: Mapping[str, Games], baselines: Sequence[str], rules: Rules, draws: Draws) -> tuple[Difference, ...]:
-    """All pairs of models, and each with the baseline where there is one for all."""
+    """All pairs of models, and each with the baseline where there is one for all, which then stands in the table at 50."""
     of_each = {model: found.totals(rules.strong_weight) for model, found in table.items()}
     known = {model: of for model, of in of_each.items() if of is not None}
     found: list[Compared | None] = []

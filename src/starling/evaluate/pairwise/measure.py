@@ -357,14 +357,17 @@ def _with_lengths(one: ModelResult, texts: Mapping[str, Mapping[str, str]]) -> M
 
 def _longer(votes: Votes, met: Meetings, texts: Mapping[str, Mapping[str, str]], draws: Draws) -> list[str]:
     """How often the longer answer wins: a judge's taste for length, or the models', as a note."""
-    rows, wins = [], []
+    rows, wins, both = [], [], 0
     for m in np.flatnonzero(~np.isnan(met.score_b_M)) if texts else ():
         prompt = votes.prompts[met.prompt_M[m]]
-        a, b = texts.get(votes.models[met.a_M[m]], {}).get(prompt), texts.get(votes.models[met.b_M[m]], {}).get(prompt)
-        if a is not None and b is not None and len(a) != len(b):
+        a, b = (texts.get(votes.models[side[m]], {}).get(prompt) for side in (met.a_M, met.b_M))
+        if a is None or b is None:
+            continue
+        both += 1
+        if len(a) != len(b):
             rows.append(m)
             wins.append(met.score_b_M[m] if len(b) > len(a) else 1 - met.score_b_M[m])
     if not rows:
-        return ["None of the votes is about an answer in the files."] if texts else []
+        return ["None of the votes is about an answer in the files."] if texts and not both else []
     found = totals(met.prompt_M[np.array(rows)], np.array(wins), np.ones(len(rows)))
     return [f"The longer answer scores {_said(part(found, draws, 'longer'))} in {len(rows):,} meetings of unequal lengths."]
