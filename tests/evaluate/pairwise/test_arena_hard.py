@@ -263,6 +263,53 @@ def test_style_control_takes_the_worth_of_length_out(tmp_path: Path) -> None:
         arena_hard.from_files([tmp_path / "judged.jsonl"], Rules(), answers={"m": files["m"]}, style=True)
 
 
+def test_style_scores_are_those_of_the_original_fit_up_to_its_centring() -> None:
+    """show_result.py's model, maximised by scipy: standardised features, one strength per model, the baseline's 0."""
+    from scipy.optimize import minimize
+
+    from starling.evaluate.pairwise.arena_hard_style import style_scores
+
+    rng = np.random.default_rng(9)
+    texts: dict[str, dict[str, str]] = {"b": {}, "m": {}, "n": {}}
+    rows = []
+    for i in range(120):
+        for name in texts:
+            texts[name][f"u{i}"] = (
+                "# h\n" * rng.integers(0, 4)
+                + "- l\n" * rng.integers(0, 6)
+                + "**b** " * rng.integers(0, 6)
+                + "x" * rng.integers(200, 3000)
+            )
+        rows += [row(f"u{i}", *rng.choice(["A>>B", "A>B", "B>A", "A=B"], 2).tolist(), model=name) for name in "mn"]
+    to_score = {"A>B": [1.0], "A>>B": [1.0] * 3, "A=B": [0.5], "B>A": [0.0]}
+    x, model, outcome = [], [], []
+    for r in rows:
+        metas = [arena_hard_files.style_of(texts[name][r["uid"]]) for name in (r["model"], "b")]
+        (la, *da), (lb, *db) = (
+            [m["token_len"], *(sum(m[k].values()) / (m["token_len"] + 1) for k in ("header_count", "list_count", "bold_count"))]
+            for m in metas
+        )
+        features = [(la - lb) / (la + lb + 1), *((p - q) / (p + q + 1) for p, q in zip(da, db, strict=True))]
+        for s in to_score[r["games"][1]["score"]] + [1 - s for s in to_score[r["games"][0]["score"]]]:
+            x.append(features)
+            model.append("mn".index(r["model"]))
+            outcome.append(s)
+    x_NF, y_N = np.array(x), np.array(outcome)
+    z_NF = (x_NF - x_NF.mean(0)) / x_NF.std(0)
+    one_hot = np.eye(2)[model]
+
+    def loss(theta: np.ndarray[Any, Any]) -> float:
+        logit = one_hot @ theta[:2] + z_NF @ theta[2:]
+        return float((np.logaddexp(0, logit) - y_N * logit).sum())
+
+    fitted = minimize(loss, np.zeros(6), method="BFGS", options={"gtol": 1e-7}).x
+    found = style_scores(read(rows), texts, category="hard_prompt", weight=3)
+    level = fitted[2:] @ (x_NF.mean(0) / x_NF.std(0))
+    for name, strength in zip("mn", fitted[:2], strict=True):
+        assert found.official[name] == pytest.approx(100 / (1 + math.exp(-strength)), abs=0.01)
+        assert found.scores[name][0] == pytest.approx(100 / (1 + math.exp(-(strength - level))), abs=0.01)
+
+
 def test_judge_prompt_is_filled_once(tmp_path: Path) -> None:
     path = tmp_path / "prompt.toml"
     path.write_text('prompt_template = "{QUESTION}|{ANSWER_A}|{ANSWER_B}|{{x}}"\n[system_prompt]\nmath = "M"\n')

@@ -109,7 +109,7 @@ def _table(
         for model, (score, low, high) in found.scores.items():
             if model in more:
                 name = "style_controlled" if len({row.category for row in rows}) == 1 else f"style_controlled {category}"
-                more[model] |= {name: score, f"{name}_low": low, f"{name}_high": high}
+                more[model] |= {name: score, f"{name}_low": low, f"{name}_high": high, f"{name}_official": found.official[model]}
         worth = ", ".join(f"{name} {value:+.2f}" for name, value in found.coefficients.items())
         notes.append(f"Style in {category}, log-odds for one spread more: {worth}.")
         if found.unknown:

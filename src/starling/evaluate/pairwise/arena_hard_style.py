@@ -2,9 +2,12 @@
 
 Features as show_result.py has them: length (a − b) / (a + b), and of densities d = count / (tokens + 1) the difference
 (d_a − d_b) / (d_a + d_b + 1); a Bradley–Terry model with them, fitted to single verdicts, strong ones `weight` times. The score
-is the chance to beat the baseline where style is equal. Departures: maximum likelihood by `starling.ratings.style` instead of the
-median of 100 bootstrap fits; 95 % intervals by the sandwich with prompts as clusters; features are scaled, not centred; the
-length's denominator has a 1 added, as the others. Each category has its own fit, since its baseline is its own.
+is the chance to beat the baseline where both answers have the same style.
+
+Departures: the original takes the mean off its features, so its scores are those at the mean difference of style of all verdicts
+of the table, and move when another model joins; that score is given as `official`, to compare with published tables. Maximum
+likelihood by `starling.ratings.style` instead of the median of 100 bootstrap fits; 95 % intervals by the sandwich with prompts as
+clusters; the length's denominator has a 1 added, as the others. Each category has its own fit, since its baseline is its own.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ class StyleScores:
     category: str
     scores: Mapping[str, tuple[float, float, float]]
     """Model → score, low, high."""
+    official: Mapping[str, float]
+    """Model → score at the table's mean style, as show_result.py has it."""
     coefficients: Mapping[str, float]
     """What one spread more of a feature adds to the log-odds of an answer."""
     unknown: int
@@ -110,5 +115,15 @@ def _fitted(
     low_M, high_M = found.uncertainty.bounds(found.models.index(models[baseline]))
     level = found.strength_M[found.models.index(models[baseline])]
     points = 100 / (1 + np.exp(level - np.stack([found.strength_M, low_M, high_M], axis=1)))
-    scores = {name: (p[0], p[1], p[2]) for name, p in zip(found.models, points.tolist(), strict=True) if name != models[baseline]}
-    return StyleScores(category, scores, dict(zip(found.features, found.coefficient_F.tolist(), strict=True)), unknown)
+    a_NF, b_NF = np.array(ours), np.array(theirs)
+    mean_F = ((a_NF - b_NF) / (a_NF + b_NF + 1)).mean(0)
+    shift = float(found.coefficient_F @ (mean_F / found.spread_F))
+    centred = 100 / (1 + np.exp(level - found.strength_M - shift))
+    others = [i for i, name in enumerate(found.models) if name != models[baseline]]
+    return StyleScores(
+        category=category,
+        scores={found.models[i]: (float(points[i, 0]), float(points[i, 1]), float(points[i, 2])) for i in others},
+        official={found.models[i]: float(centred[i]) for i in others},
+        coefficients=dict(zip(found.features, found.coefficient_F.tolist(), strict=True)),
+        unknown=unknown,
+    )
