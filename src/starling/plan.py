@@ -26,6 +26,7 @@ from starling import prompts
 from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
 from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, PolicySection, ServerModel, secret
+from starling.endpoint.limits import CHARS_PER_TOKEN
 from starling.endpoint.wire import model_ref
 from starling.errors import ConfigError, InputError, MissingExtra, UsageError
 from starling.judge.modes import calls_per_order
@@ -38,8 +39,6 @@ from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
 from starling.rundir import launched
-
-CHARS_PER_TOKEN = 4
 
 ASKING = frozenset({"responses", "ranking", "evaluate"})
 """The stages that ask models."""
