@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from starling.cli.benchmark_tables import print_result
 from starling.cli.common import AsJson, ConfigFile, Overrides, Until, app, complain, load, print_json, print_table
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def run(config: ConfigFile, until: Until = None, set_: Overrides = None, as_json
 
 
 def run_to(settings: Config, until: str | None, as_json: bool) -> None:
-    """Run the chain up to a stage and print what came of it."""
-    from starling import pipeline
+    """Run the chain up to a stage, and the benchmarks of the settings after the evaluation; print what came of it."""
+    from starling import benchmarks, pipeline
     from starling.progress import RichProgress
     from starling.rundir import launched
 
-    states = pipeline.run(settings, until, RichProgress(), tell=complain)
+    states, results = benchmarks.run_with_chain(settings, until, RichProgress(), tell=complain)
     if not launched().first:
         return
     summary_file = settings.run.dir / pipeline.SUMMARY_FILE
@@ -63,6 +64,7 @@ def run_to(settings: Config, until: str | None, as_json: bool) -> None:
     outcomes = next((s.artifact.outcomes for s in states if s.stage == until and s.artifact), {})
     if as_json:
         shown = {"stages": _stage_rows(states), "summary": summary, "report": str(report) if report else None}
+        shown |= {"benchmarks": benchmarks.as_rows(results)} if results else {}
         print_json(shown | ({"outcomes": outcomes} if until is not None else {}))
         return
     print_table([{k: v for k, v in row.items() if k != "why"} for row in _stage_rows(states)])
@@ -71,6 +73,11 @@ def run_to(settings: Config, until: str | None, as_json: bool) -> None:
         print_table([{"outcome": name, "count": count} for name, count in outcomes.items()])
     for line in _summary_lines(summary or {}):
         print(line)
+    for result in results:
+        print()
+        print_result(result)
+    if results:
+        print(f"\nbenchmarks: {benchmarks.page_of(settings)}")
     print(f"report: {report}" if report else f"run directory: {settings.run.dir}")
 
 
@@ -104,9 +111,10 @@ for _name, _stage in STAGE_COMMANDS.items():
 @app.command()
 def status(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Show which stages are done, stale or missing, and why."""
-    from starling import pipeline
+    from starling import benchmarks, pipeline
 
-    rows = _stage_rows(pipeline.status(load(config, set_)))
+    settings = load(config, set_)
+    rows = _stage_rows([*pipeline.status(settings), *benchmarks.states(settings)])
     print_json(rows) if as_json else print_table(rows)
 
 

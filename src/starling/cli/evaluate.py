@@ -31,13 +31,15 @@ class _RunByDefault(TyperGroup):
 
 
 evaluate_app = typer.Typer(
-    name="evaluate", help="Evaluate a run (`evaluate CONFIG`), or a reward model on benchmarks.", cls=_RunByDefault, **OPTIONS
+    name="evaluate", help="Evaluate a run (`evaluate CONFIG`), models, or reward models on benchmarks.", cls=_RunByDefault,
+    **OPTIONS,
 )
 
 
 @evaluate_app.command("run")
 def evaluate_run(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Run the chain up to the stage 'evaluate'; the word `run` may be left out."""
+    """Run the chain up to the stage 'evaluate', then the benchmarks of the settings (all of it without a chain, if they train no
+    policy); the word `run` may be left out."""
     run_to(load(config, set_), "evaluate", as_json)
 
 
