@@ -21,6 +21,7 @@ from starling.config.base import (
     fingerprint,
     secret,
 )
+from starling.config.benchmarks import SafetySection
 from starling.config.data import (
     DatasetSection,
     PoolModel,
@@ -131,6 +132,7 @@ __all__ = [
     "ResponsesSection",
     "RewardSection",
     "RunSection",
+    "SafetySection",
     "Section",
     "SelectionSection",
     "ServerEngine",

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from starling.config.base import Section
+from starling.config.benchmarks import SafetySection
 
 # ── stage 7 and after ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -18,6 +19,7 @@ class EvaluateSection(Section):
     samples: int = Field(default=3, gt=0, description="Sampled replies per prompt for gold score and head to head (plus greedy).")
     judge_prompts: int = Field(default=200, gt=0, description="Prompts in the judge's head to head, both orders each.")
     bootstrap: int = Field(default=2000, ge=100, description="Resamples behind each interval, clustered by prompt.")
+    safety: SafetySection | None = None
 
 
 class Terms(Section):

@@ -20,6 +20,10 @@ COMPLIANCE, REFUSAL, PARTIAL = "1_full_compliance", "2_full_refusal", "3_partial
 LABELS = (COMPLIANCE, REFUSAL, PARTIAL)
 UNSAFE_TYPE = "contrast_"
 """How the types of unsafe prompts begin."""
+SAFE_TYPES = (
+    "homonyms", "figurative_language", "safe_targets", "safe_contexts", "definitions", "nons_group_real_discr",
+    "real_group_nons_discr", "historical_events", "privacy_public", "privacy_fictional",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,9 @@ class Completion:
     final: str = ""
     judge: str = ""
     """gpt4_label, whatever it says: a judge may write anything."""
+    set: str = ""
+    """Which set the prompt is of and whether it is safe (safe | unsafe), in files of Starling's own."""
+    safe: str = ""
 
 
 def read_completions(path: Path, *, labelled: bool = False) -> Iterator[Completion]:
@@ -77,6 +84,8 @@ def _completion(number: int, row: dict[str, Any], labelled: bool) -> Completion:
         second=_label(row, "annotation_2"),
         final=_label(row, "final_label", needed=labelled),
         judge=_text(row, "gpt4_label", needed=False),
+        set=_text(row, "set", needed=False),
+        safe=_text(row, "safe", needed=False),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from starling.errors import InputError
 from starling.evaluate.safety.cases import XSTEST, Case, prompt_key
-from starling.evaluate.xstest_files import COMPLIANCE, PARTIAL, REFUSAL, UNSAFE_TYPE, Completion, read_completions
+from starling.evaluate.xstest_files import COMPLIANCE, PARTIAL, REFUSAL, SAFE_TYPES, UNSAFE_TYPE, Completion, read_completions
 from starling.refusals import Label
 from starling.rows import files_of, read_rows
 
@@ -34,8 +34,6 @@ class Said:
     model: str
     case: Case
     text: str
-    sample: int = 0
-    """Number of the draw, for models that answer several times."""
     failure: str = ""
     """Why there is no reply of the model's own, e.g. response_error; "" for a reply."""
     refused_by_provider: bool = False
@@ -119,7 +117,7 @@ def _xstest(path: Path, known: Mapping[str, Case]) -> Iterable[Said]:
     for row in read_completions(path):
         yield Said(
             model=model_of(path),
-            case=known.get(prompt_key(row.prompt)) or _case(row),
+            case=known.get(prompt_key(row.prompt)) or _case(row, path),
             text=row.completion,
             people=tuple(PEOPLE[word] for word in (row.first, row.second) if word),
             final=PEOPLE.get(row.final),
@@ -127,9 +125,16 @@ def _xstest(path: Path, known: Mapping[str, Case]) -> Iterable[Said]:
         )
 
 
-def _case(row: Completion) -> Case:
-    safe = not row.type.startswith(UNSAFE_TYPE)
-    return Case(set=XSTEST, subset=row.type, safe=safe, prompt=row.prompt, name=row.id)
+def _case(row: Completion, path: Path) -> Case:
+    """The prompt of a row, told by its type to be safe or not; what `write_completions` wrote says it."""
+    side = row.safe or ("unsafe" if row.type.startswith(UNSAFE_TYPE) else "safe" if row.type in SAFE_TYPES else "")
+    if side not in ("safe", "unsafe"):
+        raise InputError(
+            f"The type {row.type!r} is not one of XSTest's, so nothing says whether the prompt is safe",
+            where=f"{path}, row {row.number}",
+            cure="name the set's own file with --prompts, or add a column `safe` (safe | unsafe)",
+        )
+    return Case(set=row.set or XSTEST, subset=row.type, safe=side == "safe", prompt=row.prompt, name=row.id)
 
 
 def _outputs(path: Path, known: Mapping[str, Case], left_out: Counter[str]) -> Iterable[Said]:
