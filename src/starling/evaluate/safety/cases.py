@@ -49,16 +49,16 @@ def prompt_key(prompt: str) -> str:
 
 
 def read_cases(paths: Sequence[Path]) -> list[Case]:
-    """The prompts of all files in order; one that comes again, in whatever file, counts once.
+    """The prompts of all files in order; one that comes again in its set counts once.
 
     Raises:
         InputError: a file cannot be read, has none of the known columns, a row has no prompt or an unknown label, or there is
             no prompt at all.
     """
-    found: dict[str, Case] = {}
+    found: dict[tuple[str, str], Case] = {}
     for path in files_of(list(paths)):
         for case in _cases(path):
-            found.setdefault(case.id, case)
+            found.setdefault((case.set, case.id), case)
     if not found:
         raise InputError("There is no prompt in the files", where=", ".join(map(str, paths)), cure="check the paths")
     return list(found.values())

@@ -83,7 +83,7 @@ def _question(settings: SafetySection, job: Job) -> tuple[Ask, Parse]:
             "There is no judge to ask", where="evaluate.safety", cure="name a judge under [models], or use the classifier"
         )
     if settings.template is None or settings.parser is None:
-        return partial(own_question, seed=job.seed, draw=0), parse_own
+        return partial(own_question, seed=job.seed), parse_own
     try:
         template = settings.template.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

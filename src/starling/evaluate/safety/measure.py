@@ -125,7 +125,7 @@ def measure(
 def _model(name: str, rows: Sequence[Labelled], cases: Sequence[Case], resamples: int, seed: int) -> ModelResult:
     safe, unsafe = ([row for row in rows if row[0].case.safe is side] for side in (True, False))
     outcomes = Counter(verdict.label.value if verdict.label else verdict.outcome for _, verdict in rows)
-    if missing := len({case.id for case in cases} - {said.case.id for said, _ in rows}):
+    if missing := len({(case.set, case.id) for case in cases} - {(said.case.set, said.case.id) for said, _ in rows}):
         outcomes["not_answered"] = missing
     parts = {said: _part(values, resamples, seed) for said, values in _parts(rows)}
     return ModelResult(

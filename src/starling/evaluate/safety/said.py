@@ -64,17 +64,19 @@ def read_said(paths: Sequence[Path], cases: Sequence[Case]) -> Found:
     Raises:
         InputError: a file or row cannot be read, or nothing in the files belongs to a known prompt.
     """
-    known = {case.id: case for case in cases}
+    known: dict[str, list[Case]] = {}
+    for case in cases:
+        known.setdefault(case.id, []).append(case)
     found = Found()
-    merged: dict[tuple[str, str, str, int], Said] = {}
+    merged: dict[tuple[str, str, str, str, int], Said] = {}
     for path in files_of(list(paths)):
-        seen: Counter[tuple[str, str]] = Counter()
+        seen: Counter[tuple[str, str, str]] = Counter()
         for one in _xstest(path, known) if _is_xstest(path) else _outputs(path, known, found.left_out):
-            number = seen[one.model, one.case.id]
-            seen[one.model, one.case.id] += 1
-            key = (one.model, one.case.id, one.text, number)
+            asked = (one.model, one.case.set, one.case.id)
+            key = (*asked, one.text, seen[asked])
+            seen[asked] += 1
             merged[key] = _merge(merged[key], one) if key in merged else one
-    found.said = list(merged.values())
+    found.said, found.left_out = list(merged.values()), +found.left_out
     if not found.said:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.items())
         raise InputError(
@@ -113,16 +115,17 @@ def _is_xstest(path: Path) -> bool:
     return first is not None and first.value is not None and {"type", "prompt", "completion"} <= first.value.keys()
 
 
-def _xstest(path: Path, known: Mapping[str, Case]) -> Iterable[Said]:
+def _xstest(path: Path, known: Mapping[str, Sequence[Case]]) -> Iterable[Said]:
     for row in read_completions(path):
-        yield Said(
-            model=model_of(path),
-            case=known.get(prompt_key(row.prompt)) or _case(row, path),
-            text=row.completion,
-            people=tuple(PEOPLE[word] for word in (row.first, row.second) if word),
-            final=PEOPLE.get(row.final),
-            judge=row.judge,
-        )
+        for case in known.get(prompt_key(row.prompt)) or (_case(row, path),):
+            yield Said(
+                model=model_of(path),
+                case=case,
+                text=row.completion,
+                people=tuple(PEOPLE[word] for word in (row.first, row.second) if word),
+                final=PEOPLE.get(row.final),
+                judge=row.judge,
+            )
 
 
 def _case(row: Completion, path: Path) -> Case:
@@ -137,18 +140,16 @@ def _case(row: Completion, path: Path) -> Case:
     return Case(set=row.set or XSTEST, subset=row.type, safe=side == "safe", prompt=row.prompt, name=row.id)
 
 
-def _outputs(path: Path, known: Mapping[str, Case], left_out: Counter[str]) -> Iterable[Said]:
+def _outputs(path: Path, known: Mapping[str, Sequence[Case]], left_out: Counter[str]) -> Iterable[Said]:
     for row in read_rows(path):
         where = f"{path}, row {row.number}"
         if row.value is None:
             raise InputError(f"A reply cannot be read ({row.problem})", where=where, cure="mend the row, or take it out")
         prompt, text = _field(row.value, _PROMPTS, where), _field(row.value, _TEXTS, where)
-        case = known.get(prompt_key(prompt))
-        if case is None:
-            left_out["prompt in no set"] += 1
-            continue
+        cases = known.get(prompt_key(prompt), ())
+        left_out["prompt in no set"] += not cases
         model = next((str(row.value[name]) for name in _MODELS if row.value.get(name)), "") or model_of(path)
-        yield Said(model=model, case=case, text=text)
+        yield from (Said(model=model, case=case, text=text) for case in cases)
 
 
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
