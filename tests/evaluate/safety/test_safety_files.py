@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from starling.evaluate.safety.cases import Case, prompt_key, read_cases
 from starling.evaluate.safety.said import Found, Said, model_of, read_said, write_completions
 from starling.refusals import Label
 from tests.evaluate.safety.making import COMPLY, PART, REFUSE, completion, lines, table, xstest
+
+DATA = Path(os.environ.get("STARLING_DATA", "../shared/data")) / "safety"
 
 # ── prompts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -60,6 +64,20 @@ def test_a_prompt_counts_once_in_a_set_and_again_in_another(tmp_path: Path) -> N
     second = table(tmp_path / "b.csv", [{"category": "", "source": "AdvBench", "forbidden_prompt": "Hack it"}])
     assert [case.set for case in read_cases([first, second])] == ["advbench", "strongreject"]
     assert prompt_key("Hack  it") == prompt_key("Hack it\n") != prompt_key("hack it")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public prompt sets are not here (STARLING_DATA)")
+def test_the_published_files_have_as_many_prompts_as_their_papers_say() -> None:
+    files = [DATA / "xstest" / "xstest_prompts.csv", DATA / "harmbench_behaviors_text_all.csv", DATA / "strongreject_dataset.csv"]
+    found = Counter((case.set, case.safe) for case in read_cases(files))
+    assert found == {
+        ("xstest", True): 250,
+        ("xstest", False): 200,
+        ("harmbench standard", False): 200,
+        ("harmbench contextual", False): 100,
+        ("harmbench copyright", False): 100,
+        ("strongreject", False): 313,
+    }
 
 
 @pytest.mark.parametrize(
