@@ -199,16 +199,10 @@ def _section(config: Config, one: Benchmark) -> JudgedSection:
     return section
 
 
-<<<<<<< HEAD
 def names(config: Config, one: Benchmark) -> tuple[str, ...]:
     """Labels of the models that a benchmark asks."""
     section = _section(config, one)
     return section.models or (OWN_MODELS if section.asks_own else ())
-=======
-def _names(config: Config, one: Benchmark) -> tuple[str, ...]:
-    section = _section(config, one)
-    return section.models or (OWN if section.asks_own else ())
->>>>>>> pairwise
 
 
 def judge_of(config: Config, one: Benchmark) -> str:
