@@ -38,7 +38,8 @@ def test_the_run_s_own_models_meet_after_the_chain(config: Path, tmp_path: Path)
     (result,) = finished(tmp_path / "run")
     assert sorted(m.model for m in result.models) == ["base", "policy"]
     after = fingerprints(tmp_path / "run")
-    assert [stage for stage in before if before[stage] != after[stage]] == ["report"], "the benchmark made no stage stale but that"
+    changed = [stage for stage in before if before[stage] != after[stage]]
+    assert changed == ["report"], "a benchmark makes no stage stale but the report"
     assert result.title in (tmp_path / "run" / "report" / "report.html").read_text("utf-8")
     again = starling("run", config)
     assert again.returncode == 0

@@ -218,6 +218,7 @@ class ArenaHardSection(JudgedSection):
     def _official_has_a_prompt(self) -> ArenaHardSection:
         if (self.protocol == "official") != (self.prompt_file is not None):
             raise ValueError("protocol = official needs prompt_file, and only official reads it")
+        return self
 
 
 class SafetySection(JudgedSection):
