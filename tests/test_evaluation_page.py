@@ -114,7 +114,7 @@ def test_no_table_without_its_judge(rendered: dict[str, str]) -> None:
         "Moves when asked again ± 0.071 points of 10; standard deviation over 3 rounds",
         "Calls without a verdict 2.5 % ranked 312, unparsed 8",
         "Agrees with people – no votes of people",
-        "Cost 320 calls 320 000 + 80 000 tokens, 9 min of waiting, summed, dollars not known",
+        "Cost 320 calls 320 000 + 80 000 tokens, dollars not known, 9 min of waiting, summed",
     ):
         assert said in text, said
     judge = replace(
@@ -125,7 +125,7 @@ def test_no_table_without_its_judge(rendered: dict[str, str]) -> None:
     text = text_of(html)
     assert "−5.0 points 95 % interval −9.0 to −1.0" in text
     assert "66.0 % 95 % interval 60.0 to 72.0 % of 1 298 votes" in text
-    assert "$1 234.50" in text
+    assert "$1 234.50 320 calls, 320 000 + 80 000 tokens, 9 min of waiting, summed" in text
     assert "asked once: how far the table would move is not known" in text
     assert 'class="change worse"' in html, "a gap whose interval excludes 0 is coloured"
     assert "A fixed rule decides" in text_of(rendered["two"])

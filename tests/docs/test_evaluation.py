@@ -1,4 +1,4 @@
-"""docs/evaluation.md: its settings are valid, its table lists every benchmark, and what it says of the judge's lines is what is printed."""
+"""docs/evaluation.md: valid settings, every benchmark in its table, and the judge's lines as they are printed."""
 
 from __future__ import annotations
 

@@ -59,6 +59,8 @@ def test_what_was_not_measured_is_said() -> None:
     assert said["people"].startswith("no votes")
     assert said["no verdict"] == "2.5 % of calls (ranked 312, unparsed 8)"
     assert said["cost"] == "320 calls, 320,000 + 80,000 tokens, dollars not known, 9 min of waiting, summed"
+    unknown = replace(JUDGE, prompt_tokens=0, completion_tokens=0, seconds=None)  # judgments from files
+    assert dict(reading.judge_facts(bench(judge=unknown)))["cost"] == "320 calls, tokens not known, dollars not known"
     assert [name for name, _ in reading.judge_facts(bench(model("a", 7.0), judge=None))] == ["judge"]
 
 

@@ -166,13 +166,18 @@ def _people(judge: JudgeFacts) -> str:
 
 
 def _cost(judge: JudgeFacts) -> str:
-    said = [f"{judge.calls:,} calls", f"{judge.prompt_tokens:,} + {judge.completion_tokens:,} tokens"]
-    if judge.estimated:
-        said[-1] += f" (of {judge.estimated:,} calls estimated)"
-    said.append("dollars not known" if judge.dollars is None else f"${judge.dollars:,.2f}")
-    if judge.seconds is not None:
-        said.append(f"{duration(judge.seconds)} of waiting, summed")
-    return ", ".join(said)
+    return ", ".join([f"{judge.calls:,} calls", *cost_texts(judge)])
+
+
+def cost_texts(judge: JudgeFacts) -> list[str]:
+    """What the judge's calls came to: tokens, dollars, time; what is not known (of judgments from files) is said."""
+    tokens = f"{judge.prompt_tokens:,} + {judge.completion_tokens:,} tokens"
+    if judge.calls and not judge.prompt_tokens + judge.completion_tokens:
+        tokens = "tokens not known"
+    elif judge.estimated:
+        tokens += f" (of {judge.estimated:,} calls estimated)"
+    said = [tokens, "dollars not known" if judge.dollars is None else f"${judge.dollars:,.2f}"]
+    return said if judge.seconds is None else [*said, f"{duration(judge.seconds)} of waiting, summed"]
 
 
 def duration(seconds: float) -> str:

@@ -247,16 +247,10 @@ def _people(judge: JudgeFacts) -> Fact:
 
 
 def _cost(judge: JudgeFacts) -> Fact:
-    value = f"{judge.calls:,} calls" if judge.dollars is None else f"${judge.dollars:,.2f}"
-    said = [] if judge.dollars is None else [f"{judge.calls:,} calls"]
-    said.append(f"{judge.prompt_tokens:,} + {judge.completion_tokens:,} tokens")
-    if judge.estimated:
-        said.append(f"of {judge.estimated:,} calls estimated")
-    if judge.seconds is not None:
-        said.append(f"{reading.duration(judge.seconds)} of waiting, summed")
+    said = reading.cost_texts(judge)
     if judge.dollars is None:
-        said.append("dollars not known")
-    return Fact("Cost", value, note=", ".join(said))
+        return Fact("Cost", f"{judge.calls:,} calls", note=", ".join(said))
+    return Fact("Cost", f"${judge.dollars:,.2f}", note=", ".join([f"{judge.calls:,} calls", said[0], *said[2:]]))
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
