@@ -84,6 +84,10 @@ class Failure(StrEnum):
     """A reply that ended for a reason that Starling does not know."""
 
 
+FirstToken = tuple[tuple[str, float], ...]
+"""Tokens as the server writes them, in its order, e.g. (("A", -0.1), (" A", -2.5))."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a model said, or why it said nothing. `finish` error ⇔ `error` is not empty; such replies have no text."""
@@ -97,6 +101,8 @@ class Reply:
     completion_tokens: int | None = None
     failure: Failure | None = None
     """The kind of failure; None for a reply."""
+    first_token: FirstToken = ()
+    """The likeliest first tokens with their natural log-probabilities; empty where none were asked for, or none came."""
 
 
 # ── the reply ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,12 +118,14 @@ _FINISH = {
 
 def parse_reply(body: str, call_id: str) -> Reply | None:
     """Read a raw reply; None when the text is none at all. A known format with an unknown end is a failed reply."""
+    likely: FirstToken = ()
     try:
         data = json.loads(body)
         if data.get("type") == "message":
             content, refusal, reason, counts = _parts_of_message(data)
         else:
             content, refusal, reason, counts = _parts_of_choice(data)
+            likely = _first_token(data["choices"][0].get("logprobs"))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
     if not isinstance(content, str | None) or not isinstance(reason, str | None):
@@ -127,7 +135,7 @@ def parse_reply(body: str, call_id: str) -> Reply | None:
         content, finish = content or refusal, Finish.refusal
     if finish is None:
         return failed_reply(call_id, f"the reply ended for the unknown reason {reason!r}", Failure.unknown_finish, counts)
-    return Reply(storable(content or ""), finish, call_id, "", *counts)
+    return Reply(storable(content or ""), finish, call_id, "", *counts, first_token=likely)
 
 
 def storable(text: str) -> str:
@@ -161,6 +169,25 @@ def _parts_of_message(data: dict[str, Any]) -> tuple[Any, Any, Any, Counts]:
     return _joined(data["content"]), None, data.get("stop_reason"), (prompt, _count(usage.get("output_tokens")))
 
 
+def _first_token(logprobs: Any) -> FirstToken:
+    """The likeliest first tokens of a choice in OpenAI's formats; nonsense in their place does not spoil the reply."""
+    try:
+        if isinstance(logprobs.get("content"), list):
+            likely = [(one["token"], one["logprob"]) for one in logprobs["content"][0]["top_logprobs"]]
+        else:
+            likely = list(logprobs["top_logprobs"][0].items())
+        if not all(isinstance(token, str) and _is_logprob(value) for token, value in likely):
+            return ()
+        return tuple((storable(token), float(value)) for token, value in likely)
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError):
+        return ()
+
+
+def _is_logprob(value: Any) -> bool:
+    """A little above 0 is rounding; a server told to send raw logits instead sends numbers far above."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value <= 1e-3  # False for NaN
+
+
 def _joined(parts: list[Any]) -> str:
     return "".join(part["text"] for part in parts if part.get("type") == "text")
 
@@ -179,7 +206,11 @@ def compose_reply(reply: Reply) -> str:
     """The body of a reply that did not come from a server; `parse_reply` gives it back."""
     reason = {Finish.stop: "stop", Finish.length: "length", Finish.refusal: "content_filter"}[reply.finish]
     usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-    return json.dumps({"choices": [{"message": {"content": reply.text}, "finish_reason": reason}], "usage": usage})
+    choice: dict[str, Any] = {"message": {"content": reply.text}, "finish_reason": reason}
+    if reply.first_token:
+        likely = [{"token": token, "logprob": value} for token, value in reply.first_token]
+        choice["logprobs"] = {"content": [{"top_logprobs": likely}]}
+    return json.dumps({"choices": [choice], "usage": usage})
 
 
 def failed_reply(call_id: str, error: str, failure: Failure, tokens: Counts = (None, None)) -> Reply:

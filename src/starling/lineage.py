@@ -30,13 +30,17 @@ MICROWORLD_BASE = "microworld:base"
 GUARD_FOLDER = "guard"
 """Inside the reward artifact: the second reward model of `reward.guard_fraction`."""
 
+BENCHMARKS_FOLDER = "benchmarks"
+"""Inside the run directory: an artifact for each benchmark of models, and the page about all of them."""
+
 KEY_VERSION = 1
 """Raised when a change of the code makes every artifact out of date."""
 
-_MODEL_SPEED = {"api_key_env", "attempts", "base_url", "batch", "idle_timeout_s", "in_flight", "price", "timeout_s"}
+MODEL_SPEED = {"api_key_env", "attempts", "base_url", "batch", "idle_timeout_s", "in_flight", "price", "timeout_s"}
 SPEED = {
-    "pool": _MODEL_SPEED,
-    "judge": _MODEL_SPEED,
+    "pool": MODEL_SPEED,
+    "judge": MODEL_SPEED,
+    "evaluate": {"alpaca_eval", "arena_hard", "head_to_head", "mt_bench", "safety"},  # the benchmarks have keys of their own
     "reward": {"checkpoint_steps", "gradient_checkpointing", "micro_tokens", "trackers"},
     "policy": {
         "checkpoint_every", "gradient_checkpointing", "micro_tokens", "trackers",
@@ -63,7 +67,7 @@ class Stage:
     """Stages whose artifacts it reads, where the settings make it read them (`inputs_of`)."""
     sections: tuple[str, ...]
     """Settings it reads, dotted; `pool` and `judge` stand for the models that responses and ranking name, `prices` for
-    what those under [models] cost."""
+    what those under [models] cost, `benchmarks` for the results of benchmarks that are there."""
 
 
 # ── dependencies ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -118,6 +122,8 @@ def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
             value: Any = {name: _dump(config.models[name]) for name in (config.responses.names if config.responses else ())}
         elif section == "judge":
             value = {config.ranking.judge: _dump(config.models[config.ranking.judge])} if config.ranking else None
+        elif section == "benchmarks":
+            value = benchmark_fingerprints(config.run.dir)
         elif section == "prices":
             priced = {name: model.price for name, model in config.models.items() if isinstance(model, ServerModel)}
             value = {name: _dump(price) for name, price in priced.items() if price is not None}
@@ -127,6 +133,17 @@ def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
                 value = getattr(value, part, None)
             value = _dump(value)
         found[section] = _content_for_paths(without(value, SPEED.get(section, set())))
+    return found
+
+
+def benchmark_fingerprints(run_dir: Path) -> dict[str, str]:
+    """What the results of the run's benchmarks hold, by their names; those that cannot be read are left out."""
+    found = {}
+    for manifest in sorted((run_dir / BENCHMARKS_FOLDER).glob(f"*/{MANIFEST}")):
+        try:
+            found[manifest.parent.name] = open_artifact(manifest.parent.parent, manifest.parent.name).fingerprint
+        except ArtifactError:
+            continue
     return found
 
 
@@ -177,10 +194,10 @@ def stage_status(stage: Stage, config: Config, before: Mapping[str, Status]) -> 
     inputs = {name: before[name] for name in inputs_of(stage, config)}
     settings = settings_read(stage, config)
     key = content_hash([KEY_VERSION, stage.name, settings, {name: s.key for name, s in inputs.items()}], 16)
-    artifact = _artifact(stage.name, config)
+    artifact = existing(config.run.dir, stage.name)
     if artifact is None:
         return Status(stage.name, "missing", "", key, None)
-    changed = _changes(artifact.config, settings)
+    changed = changes(artifact.config, settings)
     waiting = [name for name, s in inputs.items() if s.state != "done"]
     remade = [name for name, s in inputs.items() if s.artifact and artifact.inputs.get(name) != s.artifact.fingerprint]
     if changed or waiting or remade or artifact.key != key:
@@ -189,11 +206,16 @@ def stage_status(stage: Stage, config: Config, before: Mapping[str, Status]) -> 
     return Status(stage.name, "done", "", key, artifact)
 
 
-def _artifact(stage: str, config: Config) -> Artifact | None:
+def existing(run_dir: Path, stage: str) -> Artifact | None:
+    """The artifact of a stage, or None where there is none yet.
+
+    Raises:
+        ArtifactError: what is there is half-written, altered, of another version, or not Starling's.
+    """
     try:
-        return open_artifact(config.run.dir, stage)
+        return open_artifact(run_dir, stage)
     except ArtifactError:
-        folder = config.run.dir / stage
+        folder = run_dir / stage
         if not folder.exists():
             return None
         if not (folder / MANIFEST).exists():
@@ -205,11 +227,11 @@ def _artifact(stage: str, config: Config) -> Artifact | None:
         raise
 
 
-def _changes(old: Any, new: Any, at: str = "") -> list[str]:
+def changes(old: Any, new: Any, at: str = "") -> list[str]:
     """Settings that differ, as "reward.epochs: 1 → 2"."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = dict.fromkeys([*old, *new])
-        return [c for n in names for c in _changes(old.get(n), new.get(n), f"{at}.{n}" if at else str(n))]
+        return [c for n in names for c in changes(old.get(n), new.get(n), f"{at}.{n}" if at else str(n))]
     return [] if old == new else [f"{at}: {_short(old)} → {_short(new)}"]
 
 

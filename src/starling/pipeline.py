@@ -322,7 +322,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "report", "write the report", _report,
-        ("prompts", "responses", "ranking", "dataset", "reward", "policy", "evaluate"), (),
+        ("prompts", "responses", "ranking", "dataset", "reward", "policy", "evaluate"), ("benchmarks",),
     ),
     Stage("publish", "write the cards", _publish, ("dataset", "reward", "policy", "evaluate"), ("publish", "prices")),
 )  # fmt: skip
@@ -364,7 +364,7 @@ def needed(config: Config, until: str | None = None) -> tuple[Stage, ...]:
 
 def _require_sections(stage: Stage, config: Config) -> None:
     """Raise ConfigError when a section is missing that the stage cannot do without."""
-    wanted = {"pool": "responses", "judge": "ranking", "prices": "models"}
+    wanted = {"pool": "responses", "judge": "ranking", "prices": "models", "benchmarks": "evaluate"}
     sections = {wanted.get(section, section).split(".")[0] for section in stage.sections}
     if stage.name == "evaluate":  # goes without a judge: then there is no head to head
         sections -= {"responses", "ranking"}

@@ -26,6 +26,7 @@ from starling import prompts
 from starling.artifacts import RecordFile, open_artifact, read_records
 from starling.chat import with_system
 from starling.config import Config, FilePrompts, LocalModel, MicroworldJudge, PolicySection, ServerModel, secret
+from starling.endpoint.limits import CHARS_PER_TOKEN
 from starling.endpoint.wire import model_ref
 from starling.errors import ConfigError, InputError, MissingExtra, UsageError
 from starling.judge.modes import calls_per_order
@@ -38,8 +39,6 @@ from starling.records import FoundAnswer, Message, Prompt
 from starling.responses import greedy_among, most_asks, next_asks, slots_of
 from starling.rows import read_rows
 from starling.rundir import launched
-
-CHARS_PER_TOKEN = 4
 
 ASKING = frozenset({"responses", "ranking", "evaluate"})
 """The stages that ask models."""
@@ -95,6 +94,10 @@ def _module_lacking(config: Config, stages: Sequence[str]) -> str | None:
     sampled_here = any(config.models[name].type in _SAMPLED_HERE for name in _models_asked(config, stages))
     if not sampled_here and not {"world", "reward", "policy", "evaluate"} & set(stages):
         return None
+    return _first_lacking()
+
+
+def _first_lacking() -> str | None:
     modules = ("torch", "transformers", "accelerate", "safetensors", "tokenizers")
     return next((module for module in modules if importlib.util.find_spec(module) is None), None)
 
@@ -151,6 +154,17 @@ def check(config: Config, stages: Sequence[str], excused: Sequence[Absent] = ())
         _check_folder("policy.base", config.policy.base, missing)
     if "policy" in stages:
         _check_honesty(config.policy, missing)
+
+
+def check_asked(config: Config, names: Sequence[str]) -> None:
+    """Raise when a model of `names` (under [models]) cannot be asked: as `check`, for what asks outside the stages.
+
+    Raises:
+        InputError, ConfigError, MissingExtra: as `check`.
+    """
+    if any(config.models[name].type in _SAMPLED_HERE for name in names) and (module := _first_lacking()) is not None:
+        raise MissingExtra("train", module)
+    _check_models(config, names, ())
 
 
 def lacks_prompts(missing: Sequence[Absent]) -> bool:

@@ -23,7 +23,7 @@ import json
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 
 class Record(BaseModel):
@@ -97,6 +97,20 @@ class Sampling(Record):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 switches it off.")
     max_tokens: int = Field(default=512, gt=0, description="Longest reply in tokens; a longer one is cut: finish=length.")
     stop: tuple[str, ...] = Field(default=(), description="Strings that end a reply; they are cut off.")
+    top_logprobs: int = Field(
+        default=0,
+        ge=0,
+        le=20,
+        description="Likeliest first tokens whose log-probabilities come with the reply, for soft verdicts (OpenAI: 0 to 20).",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before_without_logprobs(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Part of a call's identity only where log-probabilities are asked for: other calls keep the keys they always had."""
+        data: dict[str, Any] = plain(self)
+        if not data.get("top_logprobs"):
+            data.pop("top_logprobs", None)
+        return data
 
 
 class ModelRef(Record):

@@ -24,7 +24,7 @@ from starling.endpoint import BatchEndpoint, Endpoint, Engine, HttpEndpoint, Key
 from starling.endpoint.batches import BatchApiEndpoint
 from starling.errors import ConfigError
 from starling.journal import Budget, Journal
-from starling.records import ModelRef, content_hash
+from starling.records import ModelRef, Sampling, content_hash
 from starling.rundir import JOURNAL_FILE as JOURNAL_FILE
 
 
@@ -69,19 +69,36 @@ class Endpoints:
             self._made[name] = self._make(name)
         return self._made[name]
 
-    def _make(self, name: str) -> Endpoint:
-        settings, seed = self._config.models[name], self._config.run.seed
+    def folder(self, name: str, path: Path, version: str, *, batch: int, sampling: Sampling) -> Endpoint:
+        """The endpoint of a folder that is no model under [models]: the run's own base or tuned policy.
+
+        Args:
+            name: what the journal calls it.
+            path: a transformers folder.
+            version: a hash of what it holds.
+            batch: rows decoded together.
+            sampling: how replies are drawn.
+        """
+        settings = LocalModel(type="local", path=path, batch=batch, sampling=sampling)
+        return self._local(settings, name, path, f"{version[:16]}:{self._config.run.seed}")
+
+    def _open_journal(self) -> Journal:
         if self._journal is None:
             run = self._config.run
             self._journal = Journal(self._path, Budget(run.budget_calls, run.budget_tokens, run.budget_dollars))
+        return self._journal
+
+    def _make(self, name: str) -> Endpoint:
+        settings, seed = self._config.models[name], self._config.run.seed
+        journal = self._open_journal()
         if isinstance(settings, ServerModel):
-            return _behind_server(name, settings, self._journal, self._keys)
+            return _behind_server(name, settings, journal, self._keys)
         if isinstance(settings, MicroworldJudge):
             from starling.microworld import judge  # the only kind of judge that is code of ours
 
             revision = content_hash([settings.model_dump(mode="json"), seed], 16)
             model = ModelRef(provider=settings.type, name=journal_name(name, settings), revision=revision)
-            return ScriptedEndpoint(model, partial(judge.answer, settings=settings, seed=seed), self._journal)
+            return ScriptedEndpoint(model, partial(judge.answer, settings=settings, seed=seed), journal)
         if isinstance(settings, MicroworldSpeaker):
             world = open_artifact(self._config.run.dir, "world")
             label, folder = journal_name(name, settings), world.path / settings.checkpoint
@@ -91,9 +108,8 @@ class Endpoints:
         return self._local(settings, label, folder, f"{version[:16]}:{seed}")
 
     def _local(self, settings: LocalModel | MicroworldSpeaker, label: str, folder: Path, revision: str) -> Endpoint:
-        assert self._journal is not None
         model = ModelRef(provider="local", name=label, revision=revision, sampling=settings.sampling)
-        return BatchEndpoint(model, _Lazy(self._loaded, folder, settings.batch), self._journal, settings.batch)
+        return BatchEndpoint(model, _Lazy(self._loaded, folder, settings.batch), self._open_journal(), settings.batch)
 
 
 def _behind_server(name: str, settings: ServerModel, journal: Journal, keys: KeyRing) -> Endpoint:

@@ -1,4 +1,4 @@
-"""Statistics of evaluations: intervals that respect clusters, rank correlation, position bias, Bradley–Terry. numpy only.
+"""Statistics of evaluations: intervals that respect clusters, rank correlation, position bias. numpy only.
 
 The resampling unit is a *cluster* (here: a prompt). Answers to one prompt, or several samples of it, are not independent;
 resampling them singly would give intervals that are too narrow. Intervals are percentile bootstrap intervals (Efron and
@@ -13,8 +13,6 @@ from math import erfc, exp, lgamma, log, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from starling.errors import InputError
 
 _BLOCK = 1 << 22
 """Most resampled cluster indices held in memory at once."""
@@ -224,72 +222,3 @@ def normal_mean(values: Sequence[float]) -> Interval:
     """The mean of independent numbers with its 95 % interval by the normal approximation; without bounds for one number."""
     low, high = _normal_interval(values)
     return Interval(sum(values) / len(values), low, high, len(values), len(values))
-
-
-def bradley_terry(wins: ArrayLike, names: Sequence[str] = ()) -> NDArray[np.float64]:
-    """Maximum-likelihood Bradley–Terry strengths (Bradley and Terry 1952), by Newton's method with step halving.
-
-    P(i beats j) = 1 / (1 + exp(strength_j − strength_i)). Multiply by 400 / ln 10 and add 1000 for the Elo scale.
-
-    Args:
-        wins: [M, M]; entry (i, j) is how often i beat j, a tie counting half to each; the diagonal is ignored.
-        names: the models' names, for messages.
-
-    Returns:
-        [M] strengths in natural-log units, summing to 0.
-
-    Raises:
-        ValueError: the matrix is not square, or has negative or non-finite entries.
-        InputError: some models never lost to the others, or were never compared with them: the maximum does not exist
-            (Ford 1957). Names the group.
-    """
-    wins_MM = np.array(wins, dtype=np.float64)
-    if (
-        wins_MM.ndim != 2
-        or not wins_MM.size
-        or wins_MM.shape[0] != wins_MM.shape[1]
-        or not np.isfinite(wins_MM).all()
-        or (wins_MM < 0).any()
-    ):
-        raise ValueError(f"wins must be a square matrix of finite counts, not {wins_MM.shape}")
-    _check_connected(wins_MM, names or [str(i) for i in range(len(wins_MM))])
-    games_MM, won_M = wins_MM + wins_MM.T, wins_MM.sum(1)
-    strength_M = np.zeros(len(wins_MM))
-    value = _log_likelihood(wins_MM, strength_M)
-    for _ in range(200):
-        chance_MM = 1 / (1 + np.exp(strength_M[None, :] - strength_M[:, None]))
-        gradient_M = won_M - (games_MM * chance_MM).sum(1)
-        weight_MM = games_MM * chance_MM * chance_MM.T
-        curvature_MM = np.diag(weight_MM.sum(1)) - weight_MM
-        # Adding a constant to all strengths changes nothing; the matrix of ones takes that direction out.
-        step_M = np.linalg.solve(curvature_MM + 1 / len(wins_MM), gradient_M)
-        scale = 1.0
-        rounding = 1e-12 * abs(value)
-        while (trial := _log_likelihood(wins_MM, strength_M + scale * step_M)) < value - rounding and scale > 1e-9:
-            scale /= 2
-        strength_M, value = strength_M + scale * step_M, max(trial, value)
-        if np.abs(step_M).max() <= 1e-10:
-            break
-    return strength_M - strength_M.mean() if len(strength_M) else strength_M
-
-
-def _log_likelihood(wins_MM: NDArray[np.float64], strength_M: NDArray[np.float64]) -> float:
-    return -float((wins_MM * np.logaddexp(0.0, strength_M[None, :] - strength_M[:, None])).sum())
-
-
-def _check_connected(wins_MM: NDArray[np.float64], names: Sequence[str]) -> None:
-    """Strengths exist exactly when every model can be reached from every other along wins."""
-    for step, loses in ((wins_MM.T > 0, True), (wins_MM > 0, False)):
-        reached = np.zeros(len(names), dtype=bool)
-        reached[:1] = True
-        while (grown := reached | step[reached].any(0)).sum() > reached.sum():
-            reached = grown
-        if not reached.all():
-            apart = [name for name, seen in zip(names, reached, strict=True) if not seen]
-            rest = [name for name, seen in zip(names, reached, strict=True) if seen]
-            below, above = (", ".join(group[:5]) for group in ((apart, rest) if loses else (rest, apart)))
-            raise InputError(
-                f"The models cannot be put on one scale: none of ({below}) ever beat one of ({above})",
-                where=f"{len(names)} models in the table of wins",
-                cure="collect more comparisons between the groups, or rate each group alone",
-            )

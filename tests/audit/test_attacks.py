@@ -10,8 +10,7 @@ import pytest
 from starling.audit import attacks, canaries
 from starling.audit.attacks import TEMPLATES, attack, frame_holds
 from starling.audit.hosts import ASIDE, HOSTS, Host, of_world, responses
-from starling.audit.live import tapped
-from starling.audit.tap import rank
+from starling.audit.tap import rank, tapped
 from starling.config import MicroworldJudge, RankingSection
 from starling.endpoint import Request, ScriptedEndpoint
 from starling.journal import Journal

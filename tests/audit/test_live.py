@@ -13,10 +13,11 @@ import pytest
 
 from starling import cli
 from starling.artifacts import open_artifact, read_records
-from starling.audit.live import gold_of, sample, tapped
-from starling.audit.tap import Cost, Meter
+from starling.audit.live import gold_of, sample
+from starling.audit.tap import tapped
 from starling.errors import ArtifactError
 from starling.journal import Journal
+from starling.metering import Cost, Meter
 from starling.microworld import world
 from starling.records import Judgment
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from starling.audit import Call, measure
-from starling.audit.live import audit_judge, tapped
+from starling.audit.live import audit_judge
+from starling.audit.tap import tapped
 from starling.config import RankingSection
 from starling.endpoint import Request, ScriptedEndpoint
 from starling.journal import Journal

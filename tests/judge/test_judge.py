@@ -14,7 +14,8 @@ from starling.config import RankingMode, RankingSection
 from starling.endpoint import Failure, Reply, Request, ScriptedEndpoint
 from starling.errors import UsageError
 from starling.journal import Journal
-from starling.judge.judge import Duel, Panel, compare_many, rank_many
+from starling.judge.given import Duel, compare_many
+from starling.judge.judge import Panel, rank_many
 from starling.judge.merge import merge
 from starling.judge.modes import calls_per_order
 from starling.judge.rubric import STARLING, build_prompt, read_prompt, read_rubric, rubric_of

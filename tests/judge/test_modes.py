@@ -99,7 +99,3 @@ def test_each_answer_is_shown_first_equally_often(mode: RankingMode) -> None:
 def test_one_order_of_pairwise_shows_either_answer_first_by_a_coin() -> None:
     turned = sum(ask.shown[0] > ask.shown[1] for found in many("pairwise", 7) for ask in found)
     assert abs(turned - 3150) < 200
-
-
-def test_head_to_head_shows_what_it_is_given() -> None:
-    assert asks("as_given", 2, 5, "p", 0, 1) == (Ask((0, 1), ((0, 1),)),)

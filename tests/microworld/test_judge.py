@@ -11,7 +11,8 @@ import pytest
 from starling.config import MicroworldJudge, RankingSection
 from starling.endpoint import Request, ScriptedEndpoint
 from starling.journal import Journal
-from starling.judge.judge import Duel, Panel, compare_many, rank_many
+from starling.judge.given import Duel, compare_many
+from starling.judge.judge import Panel, rank_many
 from starling.judge.rubric import RUBRICS, STARLING, Rubric, build_prompt, read_prompt, rubric_of
 from starling.judge.verdict import FORMS, Failure, Grammar, Verdict, parse
 from starling.microworld import judge as microworld_judge

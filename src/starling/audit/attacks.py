@@ -23,12 +23,13 @@ from typing import Any
 from starling.audit.consistency import Tiers, as_json, as_json_row, places
 from starling.audit.hosts import Host, responses
 from starling.audit.measure import RESAMPLES, clustered_mean, clustered_share
-from starling.audit.tap import Tap, other_seed, rank
+from starling.audit.tap import other_seed, rank
 from starling.config import RankingSection
 from starling.endpoint import Reply, Request
 from starling.judge.judge import Panel
 from starling.judge.rubric import read_prompt
 from starling.judge.verdict import LETTERS
+from starling.metering import Tap
 from starling.progress import SILENT, Progress
 from starling.records import Judgment, MergedRanking, Outcome, content_hash
 from starling.stats import Interval

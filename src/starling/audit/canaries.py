@@ -18,9 +18,10 @@ from typing import Any
 from starling.audit.consistency import Tiers, as_json, places
 from starling.audit.hosts import ASIDE, VERSION, Host, responses
 from starling.audit.measure import RESAMPLES, clustered_share
-from starling.audit.tap import Tap, other_seed, rank
+from starling.audit.tap import other_seed, rank
 from starling.config import RankingSection
 from starling.judge.judge import Panel
+from starling.metering import Tap
 from starling.progress import SILENT, Progress
 from starling.records import Judgment
 from starling.stats import Interval

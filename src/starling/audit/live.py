@@ -38,11 +38,11 @@ from starling.audit.consistency import (
 )
 from starling.audit.measure import RESAMPLES, Audit, clustered_share, measure
 from starling.audit.saved import of_judgment
-from starling.audit.tap import Cost, Latency, Meter, Price, Ranked, Tap, cost_json, other_seed, rank
+from starling.audit.tap import Ranked, cost_json, other_seed, rank
 from starling.config import RankingSection
-from starling.endpoint import Endpoint
 from starling.errors import ArtifactError, InputError
 from starling.judge.judge import Panel
+from starling.metering import Cost, Latency, Tap
 from starling.microworld import world
 from starling.progress import SILENT, Progress
 from starling.records import Finish, Prompt, Response, content_hash
@@ -248,8 +248,3 @@ def _same(one: Ranked, other: Ranked, resamples: int, seed: int) -> Interval | N
     prompts = [p for p in one.good_natured if p in other.good_natured]
     same = [int(one.good_natured[p] == other.good_natured[p]) for p in prompts]
     return clustered_share(same, [1] * len(same), prompts, resamples, seed)
-
-
-def tapped(endpoint: Endpoint, *, price: Price | None = None, dry: bool = False) -> Tap:
-    """A tap with a meter of its own."""
-    return Tap(endpoint, Meter(price), dry=dry)

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from starling.audit.consistency import as_json
-from starling.audit.live import JudgeAudit, audit_judge, tapped
+from starling.audit.live import JudgeAudit, audit_judge
 from starling.audit.measure import RESAMPLES
-from starling.audit.tap import Cost, Latency, Price
+from starling.audit.tap import tapped
 from starling.config import RankingMode, RankingSection
 from starling.endpoint import Endpoint
 from starling.errors import UsageError
 from starling.judge.judge import Panel
+from starling.metering import Cost, Latency, Price
 from starling.progress import SILENT, Progress
 from starling.stats import Interval
 

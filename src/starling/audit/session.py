@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from starling.audit import attacks, canaries, hosts, live, votes
-from starling.audit.live import JudgeAudit, tapped
+from starling.audit.live import JudgeAudit
 from starling.audit.measure import RESAMPLES
-from starling.audit.tap import Cost, Latency, Price, Tap, cost_json
+from starling.audit.tap import cost_json, tapped
 from starling.config import RankingSection
 from starling.endpoint import Endpoint
 from starling.judge.judge import Panel
+from starling.metering import Cost, Latency, Price, Tap
 from starling.progress import SILENT, Progress
 
 

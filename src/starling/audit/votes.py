@@ -30,7 +30,7 @@ from starling.chat import from_transcript, is_transcript
 from starling.config import RankingSection
 from starling.endpoint import Endpoint
 from starling.errors import InputError
-from starling.judge.judge import Duel, compare_many
+from starling.judge.given import Duel, compare_many
 from starling.progress import SILENT, Progress
 from starling.records import Comparison, Message, Messages, Prompt, content_hash
 from starling.rows import Row, read_rows

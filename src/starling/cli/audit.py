@@ -13,8 +13,8 @@ from starling.cli.common import OPTIONS, AsJson, ConfigFile, Overrides, complain
 if TYPE_CHECKING:
     from starling.audit import Audit
     from starling.audit.session import Wanted
-    from starling.audit.tap import Cost, Latency, Price
     from starling.config import Config
+    from starling.metering import Cost, Latency, Price
 
 audit_app = typer.Typer(name="audit", help="Measure a judge: its bias, consistency, agreement with people, and cost.", **OPTIONS)
 
@@ -236,15 +236,8 @@ class _Asking:
 
     @property
     def _latency(self) -> Latency:
-        from starling.journal import Journal
-        from starling.serving import JOURNAL_FILE
-
-        def seconds(keys: Sequence[str]) -> float:
-            with Journal(self._settings.run.dir / JOURNAL_FILE) as journal:
-                parts = (keys[start : start + 500] for start in range(0, len(keys), 500))
-                return sum(reply.latency_s for part in parts for reply in journal.get_many(part).values())
-
-        return seconds
+        """The reference's calls stand in the same journal."""
+        return self._judge.seconds
 
 
 # ── showing ──────────────────────────────────────────────────────────────────────────────────────────────────────────

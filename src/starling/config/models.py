@@ -78,7 +78,7 @@ _KEYS = (
     "Empty: no key."
 )
 _OWN = frozenset({"model", "messages", "prompt", "system", "stream", "n", "max_tokens", "max_completion_tokens", "temperature",
-                  "top_p", "stop", "stop_sequences"})  # fmt: skip
+                  "top_p", "stop", "stop_sequences", "logprobs", "top_logprobs"})  # fmt: skip
 """Parameters that other settings decide."""
 
 
@@ -151,9 +151,11 @@ class AnthropicModel(ServerModel):
 
     @field_validator("sampling")
     @classmethod
-    def _temperature_is_allowed(cls, sampling: Sampling) -> Sampling:
+    def _api_has_it(cls, sampling: Sampling) -> Sampling:
         if sampling.temperature > 1:
             raise ValueError(f"temperature = {sampling.temperature:g}: this API takes 0 to 1")
+        if sampling.top_logprobs:
+            raise ValueError("top_logprobs: this API gives no log-probabilities")
         return sampling
 
 

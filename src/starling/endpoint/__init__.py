@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from starling.call import Failure, Reply, Request
@@ -48,6 +48,9 @@ class Endpoint(Protocol):
 
     def complete_all(self, requests: Collection[Request], progress: Progress = SILENT) -> list[Reply]:
         """The replies of `ask_all` as a list, for a few requests."""
+
+    def seconds(self, keys: Iterable[str]) -> float:
+        """How long the calls with these keys took from question to answer, summed; those without an answer are left out."""
 
 
 class Engine(Protocol):

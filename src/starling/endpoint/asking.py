@@ -35,6 +35,10 @@ class Asked:
         """See `endpoint.Endpoint`."""
         return list(self.ask_all(requests, progress))
 
+    def seconds(self, keys: Iterable[str]) -> float:
+        """See `endpoint.Endpoint`."""
+        return self._journal.seconds(keys)
+
     def _ask(self, requests: Collection[Request], progress: Progress) -> dict[str, Reply]:
         """Make all calls that have no answer yet; returns the failed ones by key."""
         raise NotImplementedError

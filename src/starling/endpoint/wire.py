@@ -24,6 +24,7 @@ from typing import Any
 from starling.call import Failure, Request, storable
 from starling.chat import to_transcript
 from starling.config import AnthropicModel, OpenAIModel, ServerModel
+from starling.errors import InputError
 from starling.journal import Spend
 from starling.records import Message, ModelRef, content_hash
 
@@ -72,11 +73,14 @@ def payload(settings: ServerModel, request: Request, limit_name: str = "max_toke
         limit_name: an OpenAI server's name for the limit on reply tokens.
 
     Raises:
-        InputError: a completion server is asked, and the conversation cannot be written as a transcript.
+        InputError: a completion server is asked, and the conversation cannot be written as a transcript; or log-probabilities are
+            wanted of an API that has none.
     """
     sampling = request.model.sampling
     body: dict[str, Any] = {"model": request.model.name}
     if isinstance(settings, AnthropicModel):
+        if sampling.top_logprobs:
+            raise InputError("The API has no log-probabilities", where="top_logprobs", cure="ask a model of type openai or local")
         system = "\n\n".join(m.content for m in request.messages if m.role == "system")
         body |= {"system": system} if system else {}
         body |= {"messages": _turns([m for m in request.messages if m.role != "system"]), "max_tokens": sampling.max_tokens}
@@ -88,8 +92,10 @@ def payload(settings: ServerModel, request: Request, limit_name: str = "max_toke
         stop_name, stop = "stop", list(sampling.stop)
         if settings.api == "chat":
             body["messages"] = _turns(request.messages)
+            body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs} if sampling.top_logprobs else {}
         else:
             body["prompt"] = _transcript(request.messages)
+            body |= {"logprobs": sampling.top_logprobs} if sampling.top_logprobs else {}
             stop = [*stop, STOP][-4:]  # the API allows four
         body |= {"temperature": sampling.temperature, limit_name: sampling.max_tokens}
     body |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}

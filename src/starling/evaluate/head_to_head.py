@@ -22,7 +22,7 @@ from starling import stats
 from starling.config import EvaluateSection, RankingSection
 from starling.endpoint import Endpoint
 from starling.evaluate.rows import EvaluatedPrompt
-from starling.judge.judge import Duel, compare_many
+from starling.judge.given import Duel, compare_many
 from starling.progress import Progress
 from starling.records import Comparison, Prompt
 

@@ -11,19 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from starling.config import RankingSection
 from starling.endpoint import Endpoint
+from starling.metering import Meter, Tap
 from starling.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that the benchmarks of one run have in common."""
+    """Everything that the benchmarks of one run have in common. Each job counts its own judge calls: whatever endpoint it is made
+    with, its judge is a tap with a meter of its own."""
 
     models: Mapping[str, Endpoint]
     """Who is evaluated, by label, in the order of the settings."""
     systems: Mapping[str, str]
     """System messages by label, of the models that have one."""
     judge: Endpoint | None
+    ranking: RankingSection | None = None
+    """How the judge is asked: its limits, ties and retries (`judging.how`); the defaults when None."""
     judge_price: tuple[float, float] | None = None
     """Dollars for a million prompt tokens and for a million reply tokens."""
     seed: int = 0
@@ -31,6 +36,15 @@ class Job:
     folder: Path
     """Where the benchmark's files go; exists."""
     progress: Progress
+
+    def __post_init__(self) -> None:
+        if self.judge is not None:
+            inner, dry = (self.judge.endpoint, self.judge.dry) if isinstance(self.judge, Tap) else (self.judge, False)
+            object.__setattr__(self, "judge", Tap(inner, Meter(self.judge_price), purpose=PURPOSE, dry=dry))
+
+
+PURPOSE = "evaluate"
+"""Label of a benchmark's calls in the journal."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,6 +125,11 @@ class Journal:
         """Those of `keys` that have an answer; no text is read."""
         return {row[0] for row in self._db.among("SELECT key FROM calls WHERE answer IS NOT NULL AND key IN ({})", keys)}
 
+    def seconds(self, keys: Iterable[str]) -> float:
+        """From question to answer, summed over those of `keys` that have an answer, each key once; no text is read."""
+        query = "SELECT a.latency_s FROM calls c JOIN attempts a ON a.id = c.answer WHERE c.key IN ({})"
+        return sum(row[0] or 0.0 for row in self._db.among(query, dict.fromkeys(keys)))
+
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked under `key`."""
         rows = self._db.all("SELECT q.text FROM questions q JOIN calls c ON c.id = q.call WHERE c.key = ?", [key])

@@ -16,31 +16,20 @@ clock: running again sends the very same requests, so the journal answers them w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
-from starling.call import Failure as CallFailure
-from starling.config import RankingSection
+from starling.config import RankingMode, RankingSection
 from starling.endpoint import Endpoint, Reply, Request
 from starling.errors import UsageError
 from starling.judge import merge, spill
-from starling.judge.modes import ATTEMPTS, Ask, Mode, asks, calls_per_order
-from starling.judge.rubric import NONCE_CHARS, Rubric, build_prompt, nonce_is_free, prompt_chars, rubric_of
-from starling.judge.verdict import LETTERS, Failure, Verdict, parse
+from starling.judge.calls import fresh_nonce, read_reply, with_limit
+from starling.judge.modes import ATTEMPTS, Ask, asks, calls_per_order
+from starling.judge.rubric import Rubric, build_prompt, prompt_chars, rubric_of
+from starling.judge.verdict import LETTERS
 from starling.progress import SILENT, Progress
-from starling.records import (
-    Comparison,
-    Finish,
-    Judgment,
-    Messages,
-    ModelRef,
-    Outcome,
-    Prompt,
-    Response,
-    content_hash,
-)
+from starling.records import Judgment, ModelRef, Outcome, Prompt, Response
 
 
 @dataclass(frozen=True)
@@ -49,21 +38,6 @@ class Panel:
 
     prompt: Prompt
     responses: tuple[Response, ...]
-
-
-@dataclass(frozen=True)
-class Duel:
-    """Two answers to one prompt, `a` shown first. Ask `swapped()` too and flip that verdict back with Comparison.swap()."""
-
-    prompt: Prompt
-    a: str
-    b: str
-    text_a: str
-    text_b: str
-
-    def swapped(self) -> Duel:
-        """The same two answers shown in the other order."""
-        return replace(self, a=self.b, b=self.a, text_a=self.text_b, text_b=self.text_a)
 
 
 def rank_many(
@@ -87,40 +61,8 @@ def rank_many(
     Raises:
         UsageError: a panel with fewer than 2 or more than 12 responses, or with a response twice.
     """
-    how = _How.of(settings.mode, endpoint, settings, seed)
+    how = _How.of(endpoint, settings, seed)
     yield from _judge(panels, how, endpoint, settings.orders, settings.orders_if_contested, progress, "judge", folder)
-
-
-def compare_many(
-    items: Sequence[Duel], endpoint: Endpoint, settings: RankingSection, seed: int, progress: Progress = SILENT
-) -> list[Comparison]:
-    """One comparison per duel, in order, with `a` shown first: one call each, whatever `settings.mode` is. There are ties only
-    with `settings.ties` = keep."""
-    how = _How.of("as_given", endpoint, settings, seed)
-    found = _judge([_panel_of(duel) for duel in items], how, endpoint, 1, None, progress, "compare", None)
-    return [
-        Comparison(prompt_id=duel.prompt.id, a=duel.a, b=duel.b, winner=_winner(calls[-1]), by="judge", outcome=calls[-1].outcome)
-        for duel, calls in zip(items, found, strict=True)
-    ]
-
-
-def _panel_of(duel: Duel) -> Panel:
-    sides = (("a", duel.a, duel.text_a), ("b", duel.b, duel.text_b))
-    return Panel(
-        duel.prompt,
-        tuple(
-            Response(id=side, prompt_id=duel.prompt.id, model=label, text=text, finish=Finish.stop, call_id="")
-            for side, label, text in sides
-        ),
-    )
-
-
-def _winner(judgment: Judgment) -> Literal["a", "b", "tie"] | None:
-    if judgment.ranking is None:
-        return None
-    if judgment.tied:
-        return "tie"
-    return "a" if judgment.ranking[0] == "a" else "b"
 
 
 # ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -130,7 +72,7 @@ def _winner(judgment: Judgment) -> Literal["a", "b", "tie"] | None:
 class _How:
     """What is the same for all calls."""
 
-    mode: Mode
+    mode: RankingMode
     rubric: Rubric
     model: ModelRef
     seed: int
@@ -138,11 +80,10 @@ class _How:
     attempts: int
 
     @classmethod
-    def of(cls, mode: Mode, endpoint: Endpoint, settings: RankingSection, seed: int) -> _How:
-        rubric = rubric_of("internal_flipped" if mode == "as_given" else mode, settings.ties == "keep")
-        sampling = endpoint.model.sampling.model_copy(update={"max_tokens": settings.max_tokens})
-        model = endpoint.model.model_copy(update={"sampling": sampling})
-        return cls(mode, rubric, model, seed, settings.max_prompt_chars, 1 + settings.retries)
+    def of(cls, endpoint: Endpoint, settings: RankingSection, seed: int) -> _How:
+        rubric = rubric_of(settings.mode, settings.ties == "keep")
+        model = with_limit(endpoint.model, settings.max_tokens)
+        return cls(settings.mode, rubric, model, seed, settings.max_prompt_chars, 1 + settings.retries)
 
 
 @dataclass(frozen=True)
@@ -285,44 +226,15 @@ def _joined(sizes: bytearray, how: _How, phases: Sequence[_Phase]) -> Iterator[t
 def _request(call: _Call, how: _How) -> Request:
     answers = tuple(call.panel.responses[i].text for i in call.ask.shown)
     messages = call.panel.prompt.messages
-    nonce = _fresh_nonce(how.seed, call.order * ATTEMPTS + call.attempt, messages, answers)
+    nonce = fresh_nonce(how.seed, call.order * ATTEMPTS + call.attempt, messages, answers)
     prompt = build_prompt(how.rubric, messages, answers, call.ask.pairs, nonce)
     return Request(model=how.model, messages=prompt, purpose="judge")
-
-
-def _fresh_nonce(seed: int, draw: int, messages: Messages, answers: Sequence[str]) -> str:
-    """Hex digits that depend on all the material, so nothing in the material can have known them."""
-    material = [seed, draw, [[m.role, m.content] for m in messages], list(answers)]
-    round_ = 0
-    while True:
-        nonce = content_hash(["marker", round_, *material], NONCE_CHARS)
-        if nonce_is_free(nonce, messages, answers):
-            return nonce
-        round_ += 1
-
-
-def _read(reply: Reply | None, k: int, rubric: Rubric) -> tuple[Outcome, str, Verdict | None]:
-    """What became of a call, why, and the verdict. Only a reply that ended by itself is parsed."""
-    if reply is None:
-        return Outcome.too_long, "the judge prompt is longer than ranking.max_prompt_chars; no call was made", None
-    if reply.finish is Finish.error:
-        reason = reply.error or "the provider gave no reply"
-        too_long = reply.failure is CallFailure.context_length
-        return (Outcome.too_long if too_long else Outcome.provider_error), reason, None
-    if reply.finish is Finish.refusal:
-        return Outcome.refused, "the judge refused", None
-    if reply.finish is Finish.length:
-        return Outcome.truncated, "the judge's reply was cut at ranking.max_tokens", None
-    verdict = parse(reply.text, k, rubric.grammar)
-    if isinstance(verdict, Failure):
-        return Outcome.unparsed, str(verdict), None
-    return Outcome.ranked, "", verdict
 
 
 def _judgment(call: _Call, how: _How, reply: Reply | None) -> Judgment:
     """The call in terms of response ids."""
     shown = tuple(call.panel.responses[i].id for i in call.ask.shown)
-    outcome, reason, verdict = _read(reply, len(shown), how.rubric)
+    outcome, reason, verdict = read_reply(reply, len(shown), how.rubric.grammar)
     # Plain values, validated once inside the judgment; building 21 records first would double the cost.
     fields: dict[str, object] = {
         "prompt_id": call.panel.prompt.id,

@@ -17,15 +17,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from starling.config import RankingMode
 from starling.records import content_hash
 
 _T = TypeVar("_T")
-
-Mode = RankingMode | Literal["as_given"]
-"""`as_given` is no setting: head to head, two answers in the order they are given in."""
 
 ATTEMPTS = 2
 """Most attempts at one call: `ranking.retries` is 0 or 1."""
@@ -42,13 +39,13 @@ class Ask:
     pairs: tuple[tuple[int, int], ...] = ()
 
 
-def calls_per_order(mode: Mode, k: int) -> int:
+def calls_per_order(mode: RankingMode, k: int) -> int:
     """How many calls one judgment of k answers takes; for k = 7: 1, or 21, 42 and 7 in the modes that ask about parts."""
     pairs = k * (k - 1) // 2
     return {"pairwise": pairs, "pairwise_both": 2 * pairs, "pointwise": k}.get(mode, 1)
 
 
-def asks(mode: Mode, k: int, seed: int, prompt_id: str, order: int, attempt: int) -> tuple[Ask, ...]:
+def asks(mode: RankingMode, k: int, seed: int, prompt_id: str, order: int, attempt: int) -> tuple[Ask, ...]:
     """The calls of one order, `calls_per_order` of them; a later attempt draws anew."""
 
     def drawn(order: int) -> Draw:
@@ -56,8 +53,6 @@ def asks(mode: Mode, k: int, seed: int, prompt_id: str, order: int, attempt: int
 
     draw, turned = drawn(order), order % 2 == 1 and attempt == 0
     before = drawn(order - 1) if turned else draw
-    if mode == "as_given":
-        return (Ask(tuple(range(k)), tuple(combinations(range(k), 2))),)
     if mode == "pointwise":
         return tuple(Ask((i,)) for i in range(k))
     if mode == "pairwise":

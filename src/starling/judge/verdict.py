@@ -4,15 +4,19 @@ One grammar per kind of question, each a version of its own. A reply to our own 
 before, between or after them (blank lines and spaces at the ends of a line do not count), with the letters A … of the K answers
 shown:
 
-    Good natured: yes            (or: no)                                                        always
+    Good natured: yes            (or: no)                                                        all but the last
     ('A', 'C'): A                one line per pair, any order, each unordered pair once          starling-1, starling-pair-1
     Ranking: ['C', 'A', 'B']     every letter once, best first                                   starling-1, starling-rank-1
     Score: 7                     a whole number from 1 to 10                                     starling-score-1
+    B                            nothing but the letter of the better of two                     starling-letter-1
 
 The winner of a pair is one of the two; at K = 2 the ranking must agree with the one pair. Where ties are allowed the grammar is
 another one (`starling-1-ties` and so on): a pair's line may end in `tie`, and the ranking is written `Ranking: 'C' > 'A' = 'B'`.
 That is not a bracketed list with brackets inside, because a judge who forgets about ties and writes a plain list would then have
 said that all answers are equal, and nobody could tell.
+
+The single letter is for soft verdicts: how sure the judge is stands in the log-probabilities of its first token (`preference`),
+as in AlpacaEval 2 (weighted_alpaca_eval_gpt4_turbo). Departure: spellings of one letter are added up, as a tokenizer has several.
 
 `Grammar.nectar_public` reads the replies of gpt-4-0613 that the authors of Nectar released with their ablations (github
 efrick2002/Starling @ 097e427). Prose is allowed there, so the rule is about the ranking alone: the bracketed lists of
@@ -29,6 +33,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import exp
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -53,6 +58,7 @@ class Grammar(StrEnum):
     pair_1 = "starling-pair-1"
     pair_1_ties = "starling-pair-1-ties"
     score_1 = "starling-score-1"
+    letter_1 = "starling-letter-1"
     nectar_public = "nectar-public"
 
 
@@ -66,6 +72,8 @@ class Form:
     ties: bool = False
     sizes: tuple[int, int] = (2, len(LETTERS))
     """Fewest and most answers."""
+    letter: bool = False
+    """The reply is one letter, and nothing is said about the request."""
 
 
 FORMS = {
@@ -76,6 +84,7 @@ FORMS = {
     Grammar.pair_1: Form(pairs=True, ranking=False, sizes=(2, 2)),
     Grammar.pair_1_ties: Form(pairs=True, ranking=False, ties=True, sizes=(2, 2)),
     Grammar.score_1: Form(pairs=False, ranking=False, score=True, sizes=(1, 1)),
+    Grammar.letter_1: Form(pairs=False, ranking=False, sizes=(2, 2), letter=True),
     Grammar.nectar_public: Form(pairs=True, ranking=True),
 }
 
@@ -123,12 +132,32 @@ def parse(text: str, k: int, grammar: Grammar = Grammar.starling_1) -> Verdict |
     lines = [(number, line) for number, line in lines if line]
     if not lines:
         return Failure("empty reply")
+    if form.letter:
+        return _parse_letter(lines, k)
     return _parse_public(lines, k) if grammar is Grammar.nectar_public else _parse_starling(lines, k, form)
+
+
+def preference(first_token: Sequence[tuple[str, float]]) -> float | Failure:
+    """How likely the judge was to answer B rather than A: p(B) / (p(A) + p(B)) by the log-probabilities of its first token.
+
+    All spellings of a letter count: with a space or another mark of a word's beginning before it, and in lower case. A letter
+    that is not among the tokens given counts 0, as in AlpacaEval.
+
+    Example: (("A", log .6), (" B", log .2), ("b", log .1), ("The", log .1)) gives 1/3.
+    """
+    if not first_token:
+        return Failure("no log-probabilities")
+    chances = [sum(exp(logprob) for token, logprob in first_token if _letter_of(token) == letter) for letter in "AB"]
+    if not sum(chances):
+        return Failure("neither letter among the likeliest tokens", ", ".join(repr(token) for token, _ in first_token[:3]))
+    return min(1.0, chances[1] / sum(chances))
 
 
 def write_reply(verdict: Verdict, grammar: Grammar = Grammar.starling_1) -> str:
     """The reply that says `verdict` in one of our own grammars: the inverse of `parse`. `good_natured` must be known."""
     form = FORMS[grammar]
+    if form.letter:
+        return LETTERS[verdict.ranking[0]]
     if verdict.good_natured is None:
         raise ValueError("our grammars have no way to leave the good-natured question open")
     lines = [f"Good natured: {'yes' if verdict.good_natured else 'no'}"]
@@ -156,6 +185,15 @@ def places(ranking: Sequence[_T], tied: Sequence[int]) -> list[Sequence[_T]]:
 def pair_text(a: int, b: int) -> str:
     """How a pair of positions is written everywhere: ('A', 'C')."""
     return f"('{LETTERS[a]}', '{LETTERS[b]}')"
+
+
+_WORD_START = " \t\n▁Ġ"
+"""What tokenizers put before a word's first letter: white space, or SentencePiece's and GPT-2's marks for it."""
+
+
+def _letter_of(token: str) -> str:
+    """The letter that a token spells, in upper case; some other text where it spells none."""
+    return token.lstrip(_WORD_START).rstrip().upper()
 
 
 # ── our own grammars ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -194,6 +232,15 @@ def _parse_starling(lines: Sequence[tuple[int, str]], k: int, form: Form) -> Ver
     if k == 2 and form.pairs and (bool(tied) != bool(ties) or (pairs and pairs[0][2] != ranking[0])):
         return Failure("ranking contradicts the only pair")
     return Verdict(ranking, good_natured, pairs, ties, tied)
+
+
+def _parse_letter(lines: Sequence[tuple[int, str]], k: int) -> Verdict | Failure:
+    if len(lines) > 1:
+        return Failure("line outside the grammar", f"line {lines[1][0]}")
+    better = LETTERS[:k].find(lines[0][1]) if len(lines[0][1]) == 1 else -1
+    if better < 0:
+        return Failure("no letter", f"the reply should be {' or '.join(LETTERS[:k])} and nothing else")
+    return Verdict((better, 1 - better), None)
 
 
 def _parse_score(lines: Sequence[tuple[int, str]], good_natured: bool) -> Verdict | Failure:

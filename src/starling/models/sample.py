@@ -65,6 +65,8 @@ class Sampled:
     """Ended by an end token."""
     stopped: bool = False
     """Ended by a stop string."""
+    first: tuple[tuple[int, float], ...] = ()
+    """The likeliest first tokens, `sampling.top_logprobs` of them, with their log-probabilities at temperature 1."""
 
 
 class Sampler:
@@ -111,7 +113,7 @@ class Sampler:
 
         Args:
             prompts: token ids of each prompt, at least one token each; equal ones are computed once.
-            sampling: temperature (0 = greedy), top_p, max_tokens, stop strings.
+            sampling: temperature (0 = greedy), top_p, max_tokens, stop strings, top_logprobs.
             seeds: one per reply, below 2^128; the same seed, prompt and model give the same reply.
             samples: replies per prompt.
             done: called with the number of replies that have just ended.
@@ -220,6 +222,7 @@ class _Run:
         self.jobs = jobs
         self.ends = torch.tensor(sampler.end_ids, dtype=torch.long, device=self.model.device)
         self.answers: list[Sampled | None] = [None] * len(jobs)
+        self.first: dict[int, tuple[tuple[int, float], ...]] = {}  # by job, where log-probabilities are wanted
         self.limit = min(len(jobs), sampler.rows(max(len(j.prompt) for j in jobs), sampling.max_tokens))
 
     def result(self) -> list[Sampled]:
@@ -235,7 +238,11 @@ class _Run:
             jobs = self.jobs[start : start + self.limit]
             uniforms = torch.from_numpy(np.stack([j.uniforms(most) for j in jobs])).to(self.model.device)
 
-            def draw_rows(logits_BV: Tensor, rows: list[int], step: int, uniforms: Tensor = uniforms) -> Drawn:
+            def draw_rows(
+                logits_BV: Tensor, rows: list[int], step: int, uniforms: Tensor = uniforms, jobs: list[_Job] = jobs
+            ) -> Drawn:
+                if step == 0:
+                    self._note_first([jobs[row] for row in rows], logits_BV)
                 return self._draw(logits_BV, uniforms[rows, step])
 
             found = sample_general.decode(self.model, [j.prompt for j in jobs], draw_rows, self.sampler.end_ids, most)
@@ -292,7 +299,9 @@ class _Run:
             self.uniforms[index] = torch.from_numpy(uniforms).to(self.model.device)
             self.end_at[index] = -1
             self.going[index] = 1
-            self._write(index, torch.stack([drawn_from[j.prompt] for j in jobs]))
+            logits_SV = torch.stack([drawn_from[j.prompt] for j in jobs])
+            self._note_first(jobs, logits_SV)
+            self._write(index, logits_SV)
         return bool(jobs)
 
     def _seat(self, jobs: list[_Job]) -> dict[tuple[int, ...], Tensor]:
@@ -339,6 +348,14 @@ class _Run:
         self.last[slots] = drawn.tokens_B
         self.end_at[slots] = torch.where(over, at, self.end_at[slots])
         self.slots.count_S[slots] += going
+
+    def _note_first(self, jobs: list[_Job], logits_BV: Tensor) -> None:
+        """Keep the likeliest first tokens of some replies, from the logits after their prompts."""
+        if not self.sampling.top_logprobs:
+            return
+        found = torch.log_softmax(logits_BV.float(), -1).topk(min(self.sampling.top_logprobs, logits_BV.shape[1]), -1)
+        for job, ids, logprobs in zip(jobs, found.indices.tolist(), found.values.tolist(), strict=True):
+            self.first[job.number] = tuple(zip(ids, logprobs, strict=True))
 
     def _draw(self, logits: Tensor, uniforms: Tensor) -> Drawn:
         return draw(logits, uniforms, temperature=self.sampling.temperature, top_p=self.sampling.top_p)
@@ -409,6 +426,7 @@ class _Run:
             drawn_logprobs=before if self.sampling.top_p >= 1 or self.sampling.temperature == 0 else tuple(drawn),
             finished=not stopped and ids[-1] in self.sampler.end_ids,
             stopped=stopped,
+            first=self.first.pop(job.number, ()),
         )
 
 
@@ -479,6 +497,7 @@ class LocalEngine:
                 call_id=request.key,
                 prompt_tokens=len(prompt),
                 completion_tokens=len(one.ids),
+                first_token=tuple((self.encoder.decode_reply([token]), logprob) for token, logprob in one.first),
             )
             for request, prompt, one in zip(requests, prompts, drawn, strict=True)
         ]

@@ -1,6 +1,6 @@
 """Figures as inline SVG that follow the page: its fonts, and its colours in light and in dark.
 
-matplotlib draws with placeholder colours; `_finish` turns them into the page's CSS variables, drops dates and random ids,
+matplotlib draws with placeholder colours; `finish` turns them into the page's CSS variables, drops dates and random ids,
 and prefixes ids with the figure's name, since one page holds many figures. The same numbers give the same text.
 """
 
@@ -83,7 +83,7 @@ def points(log: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[list[float
 
 
 @contextmanager
-def _canvas(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, Any]]:
+def canvas(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes (an array of them for several rows, which share x) in the report's style; matplotlib's global
     settings stay untouched."""
     import matplotlib
@@ -96,7 +96,7 @@ def _canvas(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, A
         yield figure, figure.subplots(rows, sharex=True)
 
 
-def _finish(figure: Any, name: str, label: str) -> str:
+def finish(figure: Any, name: str, label: str) -> str:
     """The figure as an <svg> element for the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -127,7 +127,7 @@ def curves(
         level: a dashed horizontal line, e.g. where chance lies.
         share: the y axis is a share: 0 … 1, shown from where the data lie.
     """
-    with _canvas(NARROW, 2.35) as (figure, axes):
+    with canvas(NARROW, 2.35) as (figure, axes):
         for one in series:
             axes.plot(
                 one.x, one.y, color=one.color, label=None if one.faint else one.label, linewidth=0.8 if one.faint else 1.7,
@@ -144,7 +144,7 @@ def curves(
         axes.margins(x=0.02)
         if sum(not one.faint for one in series) > 1:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=1.4, borderaxespad=0.1)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def frontier(
@@ -163,7 +163,7 @@ def frontier(
         reference: the same of the best of n, with a band; may be empty.
         marks: iteration → what happened there.
     """
-    with _canvas(NARROW, 2.9) as (figure, axes):
+    with canvas(NARROW, 2.9) as (figure, axes):
         if reference:
             x, y = [p[0] for p in reference], [p[1] for p in reference]
             axes.fill_between(
@@ -192,7 +192,7 @@ def frontier(
         axes.margins(y=0.14)
         axes.set_xlabel("KL from the base, nats per reply")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.4, borderaxespad=0.1)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 FIRED = "guard fired"
@@ -239,7 +239,7 @@ def stacked(
         panels: a line with the standard errors of its points (None where not known), from the top.
         mark: an x that is marked in all of them.
     """
-    with _canvas(NARROW, 1.3 * len(panels) + 0.3, len(panels)) as (figure, rows):
+    with canvas(NARROW, 1.3 * len(panels) + 0.3, len(panels)) as (figure, rows):
         for axes, (one, errors) in zip(rows, panels, strict=True):
             axes.plot(one.x, one.y, color=one.color, marker="o" if one.marker else None, markersize=3.2)
             known = [(x, y, e) for x, y, e in zip(one.x, one.y, errors, strict=True) if e is not None]
@@ -253,14 +253,14 @@ def stacked(
             axes.set_ylabel(one.label)
         rows[-1].locator_params(axis="x", nbins=6, integer=True)
         rows[-1].set_xlabel(x_label)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def ranks(
     name: str, label: str, labels: Sequence[str], means: Sequence[float], intervals: Sequence[tuple[float, float]], best: int
 ) -> str:
     """Mean ranks with intervals, one row per model, best on top; the axis runs from 1 to the number of answers."""
-    with _canvas(WIDE, 0.55 + 0.3 * len(labels)) as (figure, axes):
+    with canvas(WIDE, 0.55 + 0.3 * len(labels)) as (figure, axes):
         rows = range(len(labels))
         axes.hlines(rows, [low for low, _ in intervals], [high for _, high in intervals], color=ACCENT, linewidth=4, alpha=0.3)
         axes.plot(means, rows, "o", color=ACCENT, markersize=6)
@@ -277,14 +277,14 @@ def ranks(
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"mean rank (1 = best of {best})")
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def positions(
     name: str, label: str, shares: Sequence[float], intervals: Sequence[tuple[float, float]], letters: Sequence[str]
 ) -> str:
     """Share of first places by the position shown, with intervals and the unbiased level."""
-    with _canvas(WIDE, 2.6) as (figure, axes):
+    with canvas(WIDE, 2.6) as (figure, axes):
         x = range(len(shares))
         axes.bar(x, shares, color=ACCENT, alpha=0.8, width=0.62)
         below = [max(0.0, s - low) for s, (low, _) in zip(shares, intervals, strict=True)]
@@ -295,7 +295,7 @@ def positions(
         axes.set_xlabel("position in which the judge saw the answer")
         axes.set_ylim(bottom=0)
         axes.locator_params(axis="y", nbins=5)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def forest(
@@ -308,7 +308,7 @@ def forest(
     digits: int = 2,
 ) -> str:
     """Values with intervals, one row each, first on top; `level` is a dashed line at the value without fault."""
-    with _canvas(WIDE, 0.75 + 0.32 * len(rows)) as (figure, axes):
+    with canvas(WIDE, 0.75 + 0.32 * len(rows)) as (figure, axes):
         at = range(len(rows))
         lows, highs = [low for _, _, (low, _) in rows], [high for _, _, (_, high) in rows]
         axes.hlines(at, lows, highs, color=ACCENT, linewidth=4, alpha=0.3)
@@ -327,12 +327,12 @@ def forest(
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(x_label)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def dumbbells(name: str, label: str, labels: Sequence[str], base: Sequence[float], tuned: Sequence[float], x_label: str) -> str:
     """Before and after on a 0 … 1 scale, one row per kind, biggest gain on top."""
-    with _canvas(WIDE, 0.75 + 0.29 * len(labels)) as (figure, axes):
+    with canvas(WIDE, 0.75 + 0.29 * len(labels)) as (figure, axes):
         rows = list(range(len(labels)))
         colors = [ACCENT if after >= before else WARN for before, after in zip(base, tuned, strict=True)]
         axes.hlines(rows, base, tuned, color=colors, linewidth=2.4, alpha=0.45)
@@ -347,7 +347,7 @@ def dumbbells(name: str, label: str, labels: Sequence[str], base: Sequence[float
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(x_label)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.2, borderaxespad=0.1)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,7 +362,7 @@ class Row:
 
 def against(name: str, label: str, rows: Sequence[Row], *, x_label: str) -> str:
     """Values with intervals, first on top, and beside each a tick per trivial baseline."""
-    with _canvas(WIDE, 0.75 + 0.34 * len(rows)) as (figure, axes):
+    with canvas(WIDE, 0.75 + 0.34 * len(rows)) as (figure, axes):
         at = list(range(len(rows)))
         for y, row in zip(at, rows, strict=True):
             axes.plot(row.bars, [y] * len(row.bars), "|", color=WARN, markersize=9, markeredgewidth=1.3)
@@ -382,7 +382,7 @@ def against(name: str, label: str, rows: Sequence[Row], *, x_label: str) -> str:
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(x_label)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def reliability(
@@ -394,7 +394,7 @@ def reliability(
         series: (label, colour, points (confidence, share right, interval or None)); later ones are drawn on top.
         low: the least possible confidence, where the axis begins.
     """
-    with _canvas(NARROW, 2.9) as (figure, axes):
+    with canvas(NARROW, 2.9) as (figure, axes):
         axes.plot([low, 1], [low, 1], color=MUTED, linewidth=0.9, dashes=(3, 3))
         for said, color, points in series:
             for x, _, ci in points:
@@ -408,7 +408,7 @@ def reliability(
         axes.margins(0.03)
         axes.locator_params(nbins=6)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.4, borderaxespad=0.1)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def growth(
@@ -421,7 +421,7 @@ def growth(
     level: float | None = None,
 ) -> str:
     """Lines over n on a logarithmic axis, each with a band where it has intervals; `level` is a dashed line."""
-    with _canvas(NARROW, 2.9) as (figure, axes):
+    with canvas(NARROW, 2.9) as (figure, axes):
         for one, bands in series:
             axes.plot(one.x, one.y, "o-" if one.marker else "-", color=one.color, label=one.label, markersize=3.4)
             known = [(x, band) for x, band in zip(one.x, bands, strict=False) if band is not None]
@@ -445,12 +445,12 @@ def growth(
         axes.set_ylabel(y_label)
         columns = 3 if sum(len(one.label) for one, _ in series) < 40 else 2
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, handlelength=1.4, borderaxespad=0.1)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def preferences(name: str, label: str, rows: Sequence[tuple[str, float, float]], *, names: tuple[str, str], x_label: str) -> str:
     """Two shares per row on a 0 … 1 scale, joined by a line."""
-    with _canvas(NARROW, 0.85 + 0.33 * len(rows)) as (figure, axes):
+    with canvas(NARROW, 0.85 + 0.33 * len(rows)) as (figure, axes):
         at = list(range(len(rows)))
         axes.hlines(at, [a for _, a, _ in rows], [b for _, _, b in rows], color=ACCENT, linewidth=2.4, alpha=0.45)
         axes.plot([a for _, a, _ in rows], at, "o", color=BASE, markersize=6, label=names[0])
@@ -465,7 +465,7 @@ def preferences(name: str, label: str, rows: Sequence[tuple[str, float, float]],
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(x_label)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.2, borderaxespad=0.1)
-        return _finish(figure, name, label)
+        return finish(figure, name, label)
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:

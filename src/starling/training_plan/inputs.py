@@ -14,10 +14,10 @@ from typing import Any
 
 from starling.artifacts import open_artifact
 from starling.config import Config, MicroworldJudge
+from starling.endpoint.limits import CHARS_PER_TOKEN
 from starling.errors import ArtifactError, InputError
 from starling.forecast import ASSUMED_REPLY_TOKENS
 from starling.lineage import MICROWORLD_BASE
-from starling.plan import CHARS_PER_TOKEN
 from starling.records import Prompt
 from starling.rows import count_rows, read_rows
 from starling.shapes import Shape, find_shape, shape_of

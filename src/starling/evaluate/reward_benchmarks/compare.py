@@ -1,12 +1,9 @@
 """Which of several reward models is better, on the same items, without fooling ourselves by looking often.
 
 For every pair of models and every benchmark: the paired difference over the items that both scored, its clustered bootstrap
-interval, and the p-value of a sign-flip test whose unit is the cluster (under the null that the two models are exchangeable, the
-difference of a cluster is as likely as its negative; Good 2005, chapter 3). All p-values of one comparison, pairs × benchmarks,
-are then adjusted by Holm's method (1979), which holds whatever the tests' dependence; "different" means the adjusted p-value is
-below .05. The intervals are those of single comparisons and say so.
-
-The result is shown as a compact letter display (Piepho 2004): models that share a letter are not distinguishable.
+interval, and the p-value of a sign-flip test whose unit is the cluster. All p-values of one comparison, pairs × benchmarks, are
+then adjusted by Holm's method; "different" means the adjusted p-value is below .05. The intervals are those of single comparisons
+and say so. The result is shown as a compact letter display. Tests, adjustment and letters: `starling.stats_comparisons`.
 
 An item may carry a weight: the weighted sum of its values is then the benchmark's number (RewardBench's section average is one).
 """
@@ -16,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import erfc, sqrt
 from typing import Any
 
 import numpy as np
@@ -24,17 +20,11 @@ from numpy.typing import NDArray
 
 from starling.errors import InputError
 from starling.evaluate.reward_benchmarks import intervals
-from starling.evaluate.reward_benchmarks.intervals import Floats
 from starling.evaluate.reward_benchmarks.items import Scored
 from starling.records import content_hash
+from starling.stats_comparisons import FLIPS, holm, letters, sign_flip_p
 
 ALPHA = 0.05
-FLIPS = 100_000
-"""Random sign flips: the smallest p-value is then 1e-5, which survives Holm over 5,000 comparisons."""
-EXACT = 16
-"""Up to this many clusters that differ, all 2^n sign flips are taken."""
-MANY_SIZES = 1000
-"""Above so many different sizes of differences their sum under random signs is as good as normal, N(0, Σ d²), and not drawn."""
 
 
 @dataclass(frozen=True)
@@ -64,77 +54,6 @@ def verdicts(scored: Iterable[Scored]) -> list[Verdict]:
 
 Outcomes = Mapping[str, Mapping[str, Sequence[Verdict]]]
 """model → benchmark → verdicts."""
-
-
-def sign_flip_p(differences: Sequence[float] | Floats, *, seed: int, flips: int = FLIPS) -> float:
-    """Two-sided p-value of Σ differences under random signs, one difference per cluster.
-
-    All 2^n flips where n ≤ 16 clusters differ, else (1 + those as extreme) / (1 + flips) of random ones. Equal absolute
-    differences are flipped together: of m of them a Binomial(m, ½) number turns, the same distribution at a fraction of the work.
-
-    >>> sign_flip_p([1.0, 1.0, 1.0], seed=0)
-    0.25
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    values = values[values != 0]
-    if not len(values):
-        return 1.0
-    slack = 1e-9 * float(np.abs(values).sum())
-    observed = abs(float(values.sum())) - slack
-    sizes, counts = np.unique(np.round(np.abs(values) / np.abs(values).max(), 12), return_counts=True)  # 0.3 − 0.2 is 0.1, too
-    if len(values) <= EXACT:
-        signs = 1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
-        return float((np.abs(signs @ values) >= observed).mean())
-    if len(sizes) > MANY_SIZES:
-        return float(erfc(observed / sqrt(2 * float(values @ values))))
-    observed /= np.abs(values).max()
-    rng = np.random.Generator(np.random.PCG64(seed))
-    extreme, block = 0, max(1, (1 << 22) // len(sizes))
-    for start in range(0, flips, block):
-        rows = min(block, flips - start)
-        turned = rng.binomial(counts, 0.5, size=(rows, len(sizes)))
-        extreme += int((np.abs((counts - 2 * turned) @ sizes) >= observed).sum())
-    return (1 + extreme) / (1 + flips)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = highest
-    return adjusted
-
-
-def letters(names: Sequence[str], different: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Compact letter display: two models share a letter exactly when they are not among the different pairs.
-
-    Insert and absorb (Piepho 2004). Letters go to groups in the order of their first member in `names`, so give the best model
-    first.
-
-    >>> letters(["x", "y", "z"], [("x", "z")])
-    {'x': 'a', 'y': 'ab', 'z': 'b'}
-    """
-    groups: list[frozenset[str]] = [frozenset(names)]
-    for a, b in different:
-        split = []
-        for group in groups:
-            split += [group - {a}, group - {b}] if {a, b} <= group else [group]
-        unique = set(split)
-        groups = [group for group in unique if not any(group < other for other in unique)]
-    place = {name: i for i, name in enumerate(names)}
-    groups.sort(key=lambda g: sorted(place[name] for name in g))
-    return {name: "".join(_letter(i) for i, g in enumerate(groups) if name in g) for name in names}
-
-
-def _letter(i: int) -> str:
-    alphabet = "abcdefghijklmnopqrstuvwxyz"
-    return alphabet[i] if i < 26 else f"({i + 1})"
 
 
 @dataclass(frozen=True)
