@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast, get_args
 import typer
 
 from starling.cli.benchmark_tables import print_result
-from starling.cli.common import AsJson, complain, print_json
+from starling.cli.common import AsJson, Overrides, complain, load, print_json
 from starling.cli.evaluate import evaluate_app
 from starling.errors import UsageError
 
@@ -21,6 +21,9 @@ By = Literal["row", "instruction"]
 
 @evaluate_app.command("alpaca-eval")
 def evaluate_alpaca_eval(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="Settings with [evaluate.alpaca_eval]: ask models and judge live.")
+    ] = None,
     annotations: Annotated[
         list[Path] | None,
         typer.Option("--annotations", metavar="FILE", help="annotations.json (.gz), or a compact table; may be repeated."),
@@ -57,10 +60,27 @@ def evaluate_alpaca_eval(
     leaderboard: Annotated[
         Path | None, typer.Option("--leaderboard", metavar="FILE", help="A leaderboard.csv whose models go into --out's, too.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write result.json and leaderboard.csv here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write result.json and leaderboard.csv here; live all files.")
+    ] = None,
+    set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """AlpacaEval's win rates, plain and length-controlled, from official files and without a network."""
+    """AlpacaEval: win rates, plain and length-controlled, from official files without a network or live by a settings file."""
+    from_options = (annotations, outputs, baseline, difficulty, gamed, c, against, leaderboard)
+    if config is not None:
+        if any(from_options) or difficulty_by != "row" or lc != "auto":
+            raise UsageError(
+                "With CONFIG everything but --out, --set and --json is a setting",
+                where="starling evaluate alpaca-eval CONFIG",
+                cure="set it in [evaluate.alpaca_eval], e.g. --set evaluate.alpaca_eval.protocol=official",
+            )
+        _live(config, set_, out, as_json)
+        return
+    if set_:
+        raise UsageError(
+            "--set needs a settings file", where="starling evaluate alpaca-eval", cure="give CONFIG, or leave it out"
+        )
     from starling.evaluate.alpaca_eval import from_files
     from starling.evaluate.alpaca_eval.measure import Control, Inputs
 
@@ -70,7 +90,7 @@ def evaluate_alpaca_eval(
     if c is not None and not 0 < c < float("inf"):
         raise UsageError(f"C must be above 0, not {c:g}", where="--c", cure="leave it out to have it cross-validated")
     if not annotations:
-        raise UsageError("There is nothing to evaluate", where="the command line", cure="give --annotations FILE")
+        raise UsageError("There is nothing to evaluate", where="the command line", cure="give --annotations FILE, or CONFIG")
     if leaderboard is not None and out is None:
         raise UsageError("The leaderboard has no place to be written", where="--leaderboard", cure="give --out DIR too")
     given = from_files.Files(
@@ -93,3 +113,14 @@ def evaluate_alpaca_eval(
     if len(lines) > MOST_COMPARED:
         result = replace(result, differences=(), models=tuple(replace(one, parts={}) for one in result.models))
     print_result(result)
+
+
+def _live(config: Path, set_: list[str] | None, out: Path | None, as_json: bool) -> None:
+    """Ask models and judge; the result stays with the run, and a copy of its files goes to `out`."""
+    from starling import benchmarks
+    from starling.evaluate import result_files
+    from starling.evaluate.registry import benchmark
+    from starling.progress import RichProgress
+
+    (result,) = benchmarks.run(load(config, set_), [benchmark("alpaca-eval")], RichProgress(), complain, out)
+    print_json(result_files.as_json(result)) if as_json else print_result(result)

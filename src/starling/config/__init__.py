@@ -27,6 +27,7 @@ from starling.config.benchmarks import (
     HeadToHeadSection,
     JudgedSection,
     MTBenchSection,
+    SafetySection,
 )
 from starling.config.data import (
     DatasetSection,
@@ -142,6 +143,7 @@ __all__ = [
     "ResponsesSection",
     "RewardSection",
     "RunSection",
+    "SafetySection",
     "Section",
     "SelectionSection",
     "ServerEngine",

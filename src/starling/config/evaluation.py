@@ -12,6 +12,7 @@ from starling.config.benchmarks import (
     ArenaHardSection,
     HeadToHeadSection,
     MTBenchSection,
+    SafetySection,
 )
 
 # ── stage 7 and after ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -33,6 +34,9 @@ class EvaluateSection(Section):
     )
     arena_hard: ArenaHardSection | None = Field(
         default=None, description="Arena-Hard, see docs/head-to-head.md. Absent: not run."
+    )
+    safety: SafetySection | None = Field(
+        default=None, description="Over-refusal and attack success, see docs/safety.md. Absent: not run."
     )
 
 

@@ -4,8 +4,8 @@
     <folder>/<model>/annotations.json     every comparison; what is measured is read back from it
     <folder>/leaderboard.csv
 
-Source: `alpaca_eval.main.evaluate` 0.6.6, where equal answers are a draw without a call, too. Departures: both orders of each pair
-by default; an answer or a verdict that could not be had has a named outcome; our annotations carry the columns `outcome`,
+Source: `alpaca_eval.main.evaluate` 0.6.6, where equal answers are a draw without a call, too. Departures: both orders of each
+pair by default; an answer or a verdict that could not be had has a named outcome; our annotations carry the columns `outcome`,
 `preference_when_first` and `preference_when_second` beside the official ones.
 """
 
@@ -70,7 +70,7 @@ def run(settings: AlpacaEvalSection, job: Job) -> Result:
     instructions = files.read_instructions(settings.instructions)
     template = official.read_template(settings.prompt) if settings.prompt is not None else None
     inputs = _inputs(settings, job)
-    base = None if settings.baseline is None else files.read_outputs(settings.baseline)
+    base = _baseline_of_file(settings.baseline, instructions) if settings.baseline is not None else None
     if job.judge is None:
         raise UsageError("There is no judge to ask", where="evaluate.alpaca_eval.judge", cure="name one of [models]")
     if settings.baseline_model and settings.baseline_model not in job.models:
@@ -82,7 +82,7 @@ def run(settings: AlpacaEvalSection, job: Job) -> Result:
     conversations = [(Message(role="user", content=row.instruction),) for row in instructions]
     replies = judging.answer(job, conversations, settings.sampling)
     answers, lost = _kept(instructions, replies, job.folder)
-    baseline = _baseline(base, answers, settings.baseline_model, instructions)
+    baseline = base if base is not None else {row.instruction: row for row in answers[settings.baseline_model]}
     pairs = [
         _Pair(label, baseline[row.instruction], row)
         for label, rows in answers.items()
@@ -133,21 +133,23 @@ def place(folder: Path, label: str) -> Path:
     return folder / (label if plain == label and label.strip(".") else f"{plain}-{content_hash(label, 8)}")
 
 
-def _baseline(
-    given: Outputs | None, answers: Mapping[str, Sequence[Output]], model: str, instructions: Sequence[Output]
-) -> dict[str, Output]:
-    """The baseline's answer by instruction; the first one where a file has several."""
-    rows = given.rows if given is not None else answers[model]
-    name = (given.generator or given.path.name.split(".")[0]) if given is not None else model
+def _baseline_of_file(path: Path, instructions: Sequence[Output]) -> dict[str, Output]:
+    """The baseline's answer by instruction; the first one where a file has several.
+
+    Raises:
+        InputError: it answers none of the instructions.
+    """
+    given = files.read_outputs(path)
+    name = given.generator or path.name.split(".")[0]
     asked = {row.instruction for row in instructions}
     found: dict[str, Output] = {}
-    for row in rows:
+    for row in given.rows:
         if row.instruction in asked:
             found.setdefault(row.instruction, replace(row, generator=name))
     if not found:
         raise InputError(
             "The baseline has no answer to any of the instructions",
-            where=str(given.path if given is not None else f"the model {model}"),
+            where=str(path),
             cure="give the outputs of a model that answered these instructions",
         )
     return found
@@ -298,7 +300,10 @@ def _result(
         notes=tuple(_notes(settings, lost)),
     )
     none = Part(score=None, ci=None, n=0, clusters=0)
-    silent = tuple(ModelResult(model=label, overall=none, outcomes=dict(lost[label])) for label in empty)
+    silent = tuple(
+        ModelResult(model=label, overall=none, outcomes={**lost[label], **_some("not_annotated", len(answers[label]))})
+        for label in empty
+    )
     return replace(found, models=(*found.models, *silent))
 
 
@@ -307,6 +312,10 @@ def _ordered(inputs: Inputs, settings: AlpacaEvalSection, baseline: Mapping[str,
     rows = tuple(baseline.get(row.instruction, row) for row in files.read_instructions(settings.instructions))
     name = next(iter(baseline.values())).generator
     return replace(inputs, baseline=Outputs(settings.instructions, name, rows, 0))
+
+
+def _some(name: str, count: int) -> dict[str, int]:
+    return {name: count} if count else {}
 
 
 def _with_losses(line: Measured, lost: Mapping[str, int]) -> Measured:

@@ -82,6 +82,8 @@ class Judged:
     model: str
     baseline: str
     games: tuple[Game, ...]
+    repeat: int = 0
+    """Which of several askings of the same judge it is; files of the original have one."""
 
     def verdicts(self) -> Iterator[tuple[float | None, bool, Literal["a", "b"], str]]:
         """Per game: the model's score (1, ½, 0 or None), whether the verdict is strong, who was shown first (a = the model,
@@ -107,6 +109,7 @@ def judged(value: Mapping[str, Any]) -> Judged | str:
     return Judged(
         str(uid), str(value.get("category") or "arena-hard-v0.1"), str(value.get("judge") or ""), model.split("/")[-1],
         str(value.get("baseline") or OLD_BASELINE).split("/")[-1], tuple(_game(game) for game in games),
+        value["repeat"] if isinstance(value.get("repeat"), int) else 0,
     )  # fmt: skip
 
 
@@ -129,7 +132,7 @@ def read_judgments(paths: Iterable[Path]) -> tuple[list[Judged], dict[str, int]]
     """
     found: list[Judged] = []
     left_out: Counter[str] = Counter()
-    seen: set[tuple[str, str, str, str]] = set()
+    seen: set[tuple[str, str, str, str, int]] = set()
     where = ""
     for path in paths:
         where = str(path)
@@ -138,7 +141,7 @@ def read_judgments(paths: Iterable[Path]) -> tuple[list[Judged], dict[str, int]]
             if isinstance(one, str):
                 left_out[one] += 1
                 continue
-            key = (one.judge, one.model, one.baseline, one.uid)
+            key = (one.judge, one.model, one.baseline, one.uid, one.repeat)
             if key in seen:
                 left_out["repeated"] += 1
                 continue
@@ -214,12 +217,15 @@ def answer_row(question: Question, model: str, text: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judgment_row(question: Question, judge: str, model: str, baseline: str, games: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def judgment_row(
+    question: Question, judge: str, model: str, baseline: str, games: Sequence[Mapping[str, Any]], repeat: int = 0
+) -> dict[str, Any]:
     """A line of model_judgment/JUDGE/MODEL.jsonl; games are {score, judgment: {answer}, prompt} and, ours, the outcome."""
-    return {
+    row = {
         "uid": question.uid, "category": question.category, "judge": judge, "model": model, "baseline": baseline,
         "games": [dict(game) for game in games],
     }  # fmt: skip
+    return row | ({"repeat": repeat} if repeat else {})
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -51,7 +51,7 @@ class Games:
     score_G: Floats
     strong_G: NDArray[np.bool_]
     outcomes: Mapping[str, int]
-    """All games by what became of them: won, tied, lost, unparsed, …; `other_game_failed` has a label and is left out."""
+    """All games by what became of them: ranked, unparsed, …; `other_game_failed` has a label and is left out."""
     both: int
     """Prompts with both labels."""
     disagree: int
@@ -85,7 +85,7 @@ def games(rows: Sequence[Judged], numbers: Mapping[str, int], rule: Rule) -> Gam
             elif rule == "v2.0" and not whole:
                 outcomes["other_game_failed"] += 1
             else:
-                outcomes["won" if score > 0.5 else "lost" if score < 0.5 else "tied"] += 1
+                outcomes["ranked"] += 1
                 prompts.append(numbers[row.uid])
                 scores.append(score)
                 strongs.append(strong)
@@ -185,7 +185,7 @@ def measure(
     left_out: Mapping[str, int] | None = None,
     judge: JudgeFacts | None = None,
 ) -> Result:
-    """The table of all models.
+    """The table of all models. Judgments of several judges, or of one judge asked again (`repeat`), are pooled.
 
     Args:
         questions: names the subcategories, and says which prompts were never judged; a judgment of another prompt is left out.
@@ -204,6 +204,9 @@ def measure(
     lines = _official_lines(table, rules)
     models = [_line(model, rows[model], table[model], by_uid, numbers, rules, draws, lines, texts or {}) for model in table]
     baselines = sorted({j.baseline for j in kept})
+    if len(baselines) == 1 and baselines[0] not in table:
+        n, clusters = sum(m.overall.n for m in models), len(numbers)
+        models.append(ModelResult(model=baselines[0], overall=Part(score=50.0, ci=None, n=n, clusters=clusters)))
     notes = _notes(judgments, kept, by_uid, rules, left_out or {}, baselines, table)
     return Result(
         benchmark="arena-hard", title=f"Arena-Hard against {' and '.join(baselines)}", unit="% of weighted verdicts",
@@ -262,6 +265,7 @@ def _line(
     line = lines.get(model)
     lengths = [len(text) for text in texts.get(model, {}).values()]
     more = {
+        **{name: float((found.score_G == value).sum()) for name, value in (("won", 1.0), ("tied", 0.5), ("lost", 0.0))},
         "weight_1": plain, "order_disagreement": found.disagree / found.both if found.both else None,
         "official": line.score if line else None, "official_low": line.low if line else None,
         "official_high": line.high if line else None, "rating": None if overall.score is None else rating(overall.score),
@@ -276,12 +280,12 @@ def _subcategory(row: Judged, by_uid: Mapping[str, Question]) -> str:
 
 
 def _differences(table: Mapping[str, Games], baselines: Sequence[str], rules: Rules, draws: Draws) -> tuple[Difference, ...]:
-    """All pairs of models, and each with the baseline where there is one for all."""
+    """All pairs of models, and each with the baseline where there is one for all, which then stands in the table at 50."""
     of_each = {model: found.totals(rules.strong_weight) for model, found in table.items()}
     known = {model: of for model, of in of_each.items() if of is not None}
     found: list[Compared | None] = []
     if len(baselines) == 1:
-        found += [over_even(model, baselines[0], of, draws) for model, of in known.items() if model != baselines[0]]
+        found += [over_even(m, baselines[0], of, part(of, draws, m), draws) for m, of in known.items() if m != baselines[0]]
     found += [between(a, b, known[a], known[b], draws) for a, b in combinations(known, 2)]
     return adjusted(found)
 
@@ -299,6 +303,7 @@ def _facts(kept: Sequence[Judged], rules: Rules, judge: JudgeFacts | None) -> Ju
             leans.setdefault(row.uid, []).append(lean)
     calls = sum(outcomes.values())
     names = sorted({row.judge for row in kept if row.judge})
+    repeats = max((row.repeat for row in kept), default=0) + 1
     facts = judge or JudgeFacts(judge=" and ".join(names) or "unknown", calls=calls, outcomes={}, unparsed_share=None)
     gap = gap_ci = None
     if leans:
@@ -308,7 +313,25 @@ def _facts(kept: Sequence[Judged], rules: Rules, judge: JudgeFacts | None) -> Ju
             at = stats.ratio_interval(sums, counts, resamples=rules.resamples, seed=_seed(rules, "position"))
             gap_ci = (at.low, at.high)
     share = 1 - outcomes["ranked"] / calls if calls else None
-    return replace(facts, outcomes=dict(sorted(outcomes.items())), unparsed_share=share, position_gap=gap, position_gap_ci=gap_ci)
+    return replace(
+        facts, outcomes=dict(sorted(outcomes.items())), unparsed_share=share, position_gap=gap, position_gap_ci=gap_ci,
+        repeat_spread=_repeat_spread(kept, rules) if repeats > 1 else None, repeats=repeats,
+    )  # fmt: skip
+
+
+def _repeat_spread(kept: Sequence[Judged], rules: Rules) -> float | None:
+    """Standard deviation of a model's score over repeats, root mean square over the models."""
+    numbers = {uid: n for n, uid in enumerate(sorted({row.uid for row in kept}))}
+    variances = []
+    for model in sorted({row.model for row in kept}):
+        scores = []
+        for repeat in sorted({row.repeat for row in kept}):
+            rows = [row for row in kept if row.model == model and row.repeat == repeat]
+            found = games(rows, numbers, rules.rule).totals(rules.strong_weight)
+            scores += [] if found is None else [100 * found.score]
+        if len(scores) > 1:
+            variances.append(float(np.var(scores, ddof=1)))
+    return float(np.sqrt(np.mean(variances))) if variances else None
 
 
 def _notes(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -25,7 +26,18 @@ from numpy.typing import NDArray
 from starling import stats
 from starling.errors import InputError
 from starling.evaluate.judging import human_agreement
-from starling.evaluate.pairwise.paired import Compared, Draws, Totals, adjusted, between, direct, over_even, part, totals
+from starling.evaluate.pairwise.paired import (
+    Compared,
+    Draws,
+    Totals,
+    adjusted,
+    between,
+    direct,
+    mirrored,
+    over_even,
+    part,
+    totals,
+)
 from starling.evaluate.pairwise.votes import Votes
 from starling.evaluate.results import Difference, JudgeFacts, ModelResult, Part, Result
 from starling.ratings.battles import Battles, Named
@@ -152,45 +164,69 @@ class _Table:
         return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
 
     def models(self) -> list[ModelResult]:
-        ratings = self._ratings()
+        ratings, met = self._ratings(), self._met
+        decided = ~np.isnan(met.score_b_M)
         found = []
         for number, name in enumerate(self._votes.models):
             even = name == self._baseline
             rows = self._rows_of(number)
-            overall = part(self._totals(rows, number), self._draws, name)
             if even:
-                overall = Part(score=50.0, ci=None, n=overall.n, clusters=overall.clusters)
+                overall = Part(score=50.0, ci=None, n=int(decided[rows].sum()), clusters=len(np.unique(met.prompt_M[rows])))
+            elif self._baseline:
+                overall = self._against(number).get(f"against {self._baseline}", Part(score=None, ci=None, n=0, clusters=0))
+            else:
+                overall = self._overall(number)
             scores = self._met.score_b_M[rows]
             points = np.where(self._met.b_M[rows] == number, scores, 1 - scores)
-            outcomes = {"won": int((points > 0.5).sum()), "tied": int((points == 0.5).sum()), "lost": int((points < 0.5).sum())}
-            failed = np.bincount(self._met.outcome_M[rows], minlength=len(_NAMES))
-            outcomes |= {n: int(c) for n, c in zip(_NAMES, failed, strict=True) if c and n != "ranked"}
+            won = {"won": float((points > 0.5).sum()), "tied": float((points == 0.5).sum()), "lost": float((points < 0.5).sum())}
+            ended = np.bincount(self._met.outcome_M[rows], minlength=len(_NAMES))
+            outcomes = {n: int(c) for n, c in zip(_NAMES, ended, strict=True) if c}
             both = rows[self._met.both_M[rows]]
-            more = {"order_disagreement": float(self._met.disagree_M[both].mean()) if len(both) else None} | ratings.get(name, {})
+            disagreement = float(self._met.disagree_M[both].mean()) if len(both) else None
+            more = {**won, "order_disagreement": disagreement, **ratings.get(name, {})}
             found.append(ModelResult(model=name, overall=overall, parts=self._against(number), outcomes=outcomes, more=more))
         return sorted(found, key=lambda m: (m.overall.score is None, -(m.overall.score or 0), m.model))
 
+    @cached_property
+    def _shown(self) -> dict[tuple[int, int], Part]:
+        """Each pair's score from side a's view."""
+        names = self._votes.models
+        return {(a, b): part(self._totals(rows, a), self._draws, names[a], names[b]) for (a, b), rows in self._pairs.items()}
+
+    def _overall(self, model: int) -> Part:
+        """The model's score; that of its one pair where it met no other."""
+        pairs = [(a, b) for a, b in self._pairs if model in (a, b)]
+        if len(pairs) == 1:
+            only = self._shown[pairs[0]]
+            return only if pairs[0][0] == model else mirrored(only)
+        return part(self._totals(self._rows_of(model), model), self._draws, self._votes.models[model])
+
     def _against(self, model: int) -> dict[str, Part]:
         """The model's line of the win matrix."""
-        found = {}
-        for (a, b), rows in self._pairs.items():
-            if model in (a, b):
-                other = self._votes.models[b if a == model else a]
-                found[f"against {other}"] = part(
-                    self._totals(rows, model), self._draws, *sorted((self._votes.models[model], other))
-                )
-        return found
+        names = self._votes.models
+        return {
+            f"against {names[b if a == model else a]}": shown if a == model else mirrored(shown)
+            for (a, b), shown in self._shown.items()
+            if model in (a, b)
+        }
 
     def differences(self) -> tuple[Difference, ...]:
+        """Of all pairs that met, or with a baseline of all models."""
         names, found = self._votes.models, list[Compared | None]()
         if not self._baseline:
             for (a, b), rows in self._pairs.items():
                 if (of := self._totals(rows, a)) is not None:
-                    found.append(direct(names[a], names[b], of, self._draws))
+                    found.append(direct(names[a], names[b], of, self._shown[a, b], self._draws))
             return adjusted(found)
-        of_each = {n: self._totals(self._rows_of(i), i) for i, n in enumerate(names) if n != self._baseline}
-        known = {name: of for name, of in of_each.items() if of is not None}
-        found += [over_even(name, self._baseline, of, self._draws) for name, of in known.items()]
+        base = names.index(self._baseline)
+        known: dict[str, Totals] = {}
+        for i, name in enumerate(names):
+            pair = (min(i, base), max(i, base))
+            if i == base or pair not in self._pairs or (of := self._totals(self._pairs[pair], i)) is None:
+                continue
+            known[name] = of
+            shown = self._shown[pair] if i < base else mirrored(self._shown[pair])
+            found.append(over_even(name, self._baseline, of, shown, self._draws))
         found += [between(a, b, known[a], known[b], self._draws) for a, b in combinations(known, 2)]
         return adjusted(found)
 
@@ -321,14 +357,17 @@ def _with_lengths(one: ModelResult, texts: Mapping[str, Mapping[str, str]]) -> M
 
 def _longer(votes: Votes, met: Meetings, texts: Mapping[str, Mapping[str, str]], draws: Draws) -> list[str]:
     """How often the longer answer wins: a judge's taste for length, or the models', as a note."""
-    rows, wins = [], []
+    rows, wins, both = [], [], 0
     for m in np.flatnonzero(~np.isnan(met.score_b_M)) if texts else ():
         prompt = votes.prompts[met.prompt_M[m]]
-        a, b = texts.get(votes.models[met.a_M[m]], {}).get(prompt), texts.get(votes.models[met.b_M[m]], {}).get(prompt)
-        if a is not None and b is not None and len(a) != len(b):
+        a, b = (texts.get(votes.models[side[m]], {}).get(prompt) for side in (met.a_M, met.b_M))
+        if a is None or b is None:
+            continue
+        both += 1
+        if len(a) != len(b):
             rows.append(m)
             wins.append(met.score_b_M[m] if len(b) > len(a) else 1 - met.score_b_M[m])
     if not rows:
-        return ["None of the votes is about an answer in the files."] if texts else []
+        return ["None of the votes is about an answer in the files."] if texts and not both else []
     found = totals(met.prompt_M[np.array(rows)], np.array(wins), np.ones(len(rows)))
     return [f"The longer answer scores {_said(part(found, draws, 'longer'))} in {len(rows):,} meetings of unequal lengths."]

@@ -84,17 +84,27 @@ class Compared:
     p: float
 
 
-def direct(first: str, second: str, of_first: Totals, draws: Draws) -> Compared:
-    """Two models that met each other: share of wins minus share of losses (ties count nothing), with a sign-flip test."""
-    net_C = 2 * of_first.points_C - of_first.weight_C
-    at = stats.ratio_interval(net_C, of_first.weight_C, resamples=draws.resamples, seed=draws.seed_for(first, second))
-    p = sign_flip_p(net_C, seed=draws.seed_for("flips", first, second))
-    return Compared(first, second, 100 * at.mean, (100 * at.low, 100 * at.high), p)
+def mirrored(one: Part) -> Part:
+    """The same meetings seen from the other model."""
+    score = None if one.score is None else 100 - one.score
+    return Part(score=score, ci=None if one.ci is None else (100 - one.ci[1], 100 - one.ci[0]), n=one.n, clusters=one.clusters)
 
 
-def over_even(model: str, baseline: str, of_model: Totals, draws: Draws) -> Compared:
-    """A model's score against its baseline, minus one half."""
-    found = direct(model, baseline, of_model, draws)
+def direct(first: str, second: str, of_first: Totals, shown: Part, draws: Draws) -> Compared:
+    """Two models that met each other: share of wins minus share of losses (ties count nothing), with a sign-flip test.
+
+    Args:
+        of_first: the first model's points in their meetings.
+        shown: the same as `part` gives it; where one prompt tells no spread, the difference may be anything.
+    """
+    low, high = shown.ci or (0.0, 100.0)
+    p = sign_flip_p(2 * of_first.points_C - of_first.weight_C, seed=draws.seed_for("flips", first, second))
+    return Compared(first, second, 200 * of_first.score - 100, (2 * low - 100, 2 * high - 100), p)
+
+
+def over_even(model: str, baseline: str, of_model: Totals, shown: Part, draws: Draws) -> Compared:
+    """A model's score against its baseline, minus one half; see `direct`."""
+    found = direct(model, baseline, of_model, shown, draws)
     return Compared(model, baseline, found.difference / 2, (found.ci[0] / 2, found.ci[1] / 2), found.p)
 
 
