@@ -435,6 +435,21 @@ def test_a_baseline_from_a_file_and_a_judge_that_takes_the_first(world: World) -
     assert (world.folder / "out" / "model_answer" / "base.jsonl").is_file()
 
 
+def test_answer_files_alone_are_judged_and_nobody_is_asked(world: World) -> None:
+    world.models = {}
+    texts = {"old.v1": "x" * 4, "new": "x" * 7}
+    given = [
+        write(world.folder / f"{name}.jsonl", [making.answer(q, "", text, text) for q in making.CATEGORIES])
+        for name, text in texts.items()
+    ]
+    result = world.run(answers=given)
+    assert {m.model: m.overall.score for m in result.models} == {"new": 8, "old.v1": 5}
+    assert set(world.asked) == {"judge"}
+    section = {"questions": "q.jsonl", "references": "r.jsonl"}
+    assert MTBenchSection.model_validate(section).asks_own
+    assert not MTBenchSection.model_validate(section | {"answers": ["new.jsonl"]}).asks_own
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
