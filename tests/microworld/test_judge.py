@@ -41,7 +41,8 @@ def request(
 ) -> Request:
     k = len(answers)
     pairs = [(b, a) for a in range(k) for b in range(a + 1, k)] if rubric.lists_pairs else []
-    return Request(model=MODEL, messages=build_prompt(rubric, messages, answers, pairs, nonce))
+    reference = "a reference" if rubric.reference else None
+    return Request(model=MODEL, messages=build_prompt(rubric, messages, answers, pairs, nonce, reference))
 
 
 def verdict(
