@@ -12,6 +12,7 @@ from starling.config import RankingMode
 from starling.judge.rubric import (
     RUBRICS,
     STARLING,
+    GivenKind,
     Material,
     Rubric,
     build_prompt,
@@ -19,6 +20,7 @@ from starling.judge.rubric import (
     prompt_chars,
     read_prompt,
     read_rubric,
+    rubric_as_given,
     rubric_of,
 )
 from starling.judge.verdict import FORMS, LETTERS
@@ -156,6 +158,42 @@ def test_a_rubric_without_a_list_takes_none() -> None:
 def test_what_cannot_be_asked_is_refused(answers: list[str], pairs: list[tuple[int, int]], nonce: str) -> None:
     with pytest.raises(ValueError, match=r"judge compares|nonce|pair"):
         build_prompt(STARLING, ASKED, answers, pairs, nonce)
+
+
+def test_a_reference_stands_between_conversation_and_answers() -> None:
+    user = build_prompt(rubric_as_given("pointwise", reference=True), ASKED, ["7"], [], NONCE, "It is 7.")[1].content
+    plain = build_prompt(rubric_as_given("pointwise"), ASKED, ["7"], [], NONCE)[1].content
+    block = f"[{NONCE}] reference answer begins\nIt is 7.\n[{NONCE}] reference answer ends\n\n"
+    before, found, after = user.partition(block)
+    assert found
+    assert before + after == plain
+    assert before.endswith(f"[{NONCE}] conversation ends\n\n")
+    assert after.startswith(f"[{NONCE}] answer A begins\n")
+
+
+def test_a_reference_belongs_to_the_rubrics_that_have_a_place_for_it() -> None:
+    kinds: list[GivenKind] = ["internal", "pointwise", "letter"]
+    for kind in kinds:
+        answers = ["7"] if kind == "pointwise" else ["7", "8"]
+        with pytest.raises(ValueError, match="wants a reference"):
+            build_prompt(rubric_as_given(kind, reference=True), ASKED, answers, [], NONCE)
+        with pytest.raises(ValueError, match="no place for a reference"):
+            build_prompt(rubric_as_given(kind), ASKED, answers, [], NONCE, "")
+        with pytest.raises(ValueError, match="nonce"):
+            build_prompt(rubric_as_given(kind, reference=True), ASKED, answers, [], NONCE, f"x{NONCE}")
+    assert rubric_as_given("internal", ties=True).grammar is rubric_of("internal_flipped", True).grammar
+    assert rubric_as_given("internal") is STARLING
+    assert rubric_as_given("pointwise", ties=True) is rubric_of("pointwise")
+    assert rubric_as_given("letter", ties=True, reference=True).name == "starling letter with reference"
+
+
+def test_the_words_about_a_reference() -> None:
+    for kind, count, said in (("letter", 2, "a reference answer and the 2 answers"), ("pointwise", 1, "and the answer.")):
+        system = build_prompt(rubric_as_given(kind, reference=True), ASKED, ["x"] * count, [], NONCE, "r")[0].content  # type: ignore[arg-type]
+        assert f"holds the conversation, {'' if kind == 'letter' else 'a reference answer '}{said}" in system
+        assert "The reference answer is not judged" in system
+        assert ("exactly one letter" in system) == (kind == "letter")
+        assert "{" not in system
 
 
 def test_a_nonce_in_the_conversation_is_refused_too() -> None:
