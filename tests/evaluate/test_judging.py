@@ -59,7 +59,7 @@ def make_job(tmp_path: Path, journal: Journal) -> Callable[..., Job]:
 
 
 def larger(request: Request) -> str | Reply:
-    """A judge of numbers, sure of itself, in every rubric; softly it is as sure as the numbers differ, and likes the first by 0.1."""
+    """A judge of numbers in every rubric; softly it is as sure as the numbers differ, and likes the first by 0.1."""
     material, grammar = read_prompt(request.messages), read_rubric(request.messages).grammar
     form = FORMS[grammar]
     values = [float(text) for text in material.answers]
@@ -125,7 +125,7 @@ def test_repeats_are_the_same_requests_under_further_sample_numbers(make_job: Ca
     found = judging.compare_both(make_job(judge, ranking=settings), contests, soft=False, repeats=3)
     assert [len(votes) for votes in found] == [3, 3, 3]
     assert [[v.preference_b for v in pair] for pair in found[1]] == [[None, None], [1.0, 1.0], [1.0, 1.0]]
-    assert [[v.outcome for v in pair] for pair in found[2]][0] == [Outcome.unparsed] * 2
+    assert [v.outcome for v in found[2][0]] == [Outcome.unparsed] * 2
     assert Counter(r.sample for r in seen) == {0: 4, 1: 4, 2: 4}
     assert len({(r.model, r.messages) for r in seen}) == 4
     asked = len(seen)
@@ -277,16 +277,16 @@ def test_unparsed_share_is_everything_without_a_verdict() -> None:
 
 
 def test_agreement_with_people_by_hand() -> None:
-    judged = [1.0, 1.0, 0.0, 0.5, 0.5, 0.8, None]
-    voted = [1.0, 0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
-    found = judging.human_agreement(judged, voted, ["p", "p", "q", "r", "s", "t", "u"], resamples=300, seed=0)
+    judged = [1.0, 1.0, 0.0, 0.5, 0.5, 0.8, 1.0, None]
+    voted = [1.0, 0.0, 0.0, 0.5, 1.0, 1.0, 0.5, 1.0]
+    found = judging.human_agreement(judged, voted, ["p", "p", "q", "r", "s", "t", "v", "u"], resamples=300, seed=0)
     assert found is not None
-    assert (found.share.mean, found.share.n, found.share.clusters) == (pytest.approx(4 / 6), 6, 5)
+    assert (found.share.mean, found.share.n, found.share.clusters) == (pytest.approx(4 / 7), 7, 6)
     assert found.decided is not None
     assert (found.decided.mean, found.decided.n) == (3 / 4, 4)
-    # Labels a, tie, b: judge 1, 2, 3 times, people 2, 1, 3. Chance agrees with (1·2 + 2·1 + 3·3) / 36 = 13/36.
+    # Labels a, tie, b: judge 1, 2, 4 times, people 2, 2, 3. Chance agrees with (1·2 + 2·2 + 4·3) / 49 = 18/49.
     assert found.kappa is not None
-    assert found.kappa.mean == pytest.approx((4 / 6 - 13 / 36) / (1 - 13 / 36))
+    assert found.kappa.mean == pytest.approx((4 / 7 - 18 / 49) / (1 - 18 / 49))
     assert judging.human_agreement([None], [1.0], ["p"], resamples=100, seed=0) is None
     ties = judging.human_agreement([0.5], [0.5], ["p"], resamples=100, seed=0)
     assert ties is not None
@@ -415,7 +415,6 @@ def test_every_fault_becomes_its_outcome_and_nothing_answered_is_paid_twice(
     assert facts.seconds > 0
     received = stats["received"]
     assert judging.compare_both(job, contests, soft=soft)[0] == found[0]
-    assert all("(ever" in key["says"] or True for key in stats["keys"].values())
     again = server.stats(keys=True)
     assert asked_again_after_an_answer(again) == []
     assert again["received"] - received == expected_again(lasting)
