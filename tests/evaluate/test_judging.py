@@ -19,6 +19,7 @@ import pytest
 
 from starling.config import AnthropicModel, MicroworldJudge, OpenAIModel, RankingSection
 from starling.endpoint import Endpoint, HttpEndpoint, Reply, Request, ScriptedEndpoint
+from starling.endpoint.batches import BatchApiEndpoint
 from starling.errors import BudgetError, ConfigError, EndpointError, UsageError
 from starling.evaluate import judging
 from starling.evaluate.judging import Contest, Grade, Question, Vote
@@ -444,6 +445,20 @@ def test_log_probabilities_of_the_completions_api(server: FakeServer, journal: J
     job = make_job(behind(server, journal, api="completions"))
     [[reply]] = judging.ask_official(job, [ask("Which?")], Sampling(max_tokens=1, top_logprobs=5))
     assert [token for token, _ in reply.first_token] == [reply.text[:4]]
+
+
+def test_a_batch_api_gives_soft_verdicts_too(
+    server: FakeServer, journal: Journal, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-0123456789")
+    given = {"type": "openai", "base_url": server.url, "name": "judge", "api_key_env": "JUDGE_KEY", "batch": {}}
+    job = make_job(BatchApiEndpoint("judge", OpenAIModel.model_validate(given), journal))
+    contests = [Contest(str(n), ask(str(n)), "a", "b", "one", "two") for n in range(3)]
+    votes = [v.preference_b for [pair] in judging.compare_both(job, contests, soft=True) for v in pair]
+    assert votes == pytest.approx([votes[0]] * 6)
+    assert votes[0] in (pytest.approx(0.2), pytest.approx(0.8))
+    stats = server.stats()
+    assert (stats["received"], stats["batches"]["openai"]) == (6, 1), "nothing was tried out one by one"
 
 
 def test_a_budget_stops_the_judging_and_a_larger_one_goes_on(server: FakeServer, tmp_path: Path) -> None:

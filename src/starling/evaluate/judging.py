@@ -182,7 +182,7 @@ def compare_both(job: Job, contests: Sequence[Contest], *, soft: bool, repeats: 
         for texts in ((contest.text_a, contest.text_b), (contest.text_b, contest.text_a))
     ]
     if soft and items:
-        _check_logprobs(judge, lambda tap: ask_given(items[:1], "letter", tap, how(job), job.seed)[0].reason == NO_LOGPROBS)
+        _check_logprobs(judge, lambda tap: ask_given(items[:1], "letter", tap, how(job), job.seed)[0].reason == str(NO_LOGPROBS))
     said = ask_given(items, "letter" if soft else "internal", judge, how(job), job.seed, job.progress, "verdicts")
     votes = [_vote(one, b_first=n % 2 == 1) for n, one in enumerate(said)]
     pairs = list(zip(votes[::2], votes[1::2], strict=True))

@@ -92,7 +92,7 @@ def ask_given(
         for n, reply in zip(wanted, endpoint.ask_all(requests, progress), strict=True):
             found[n] = replace(how.read(items[n], reply), first=found[n].outcome if attempt else None)
         progress.finish()
-        wanted = [n for n in wanted if found[n].outcome is Outcome.unparsed and found[n].reason != NO_LOGPROBS]
+        wanted = [n for n in wanted if found[n].outcome is Outcome.unparsed and found[n].reason != str(NO_LOGPROBS)]
     return found
 
 
