@@ -40,6 +40,7 @@ MODEL_SPEED = {"api_key_env", "attempts", "base_url", "batch", "idle_timeout_s",
 SPEED = {
     "pool": MODEL_SPEED,
     "judge": MODEL_SPEED,
+    "policy judge": MODEL_SPEED,
     "evaluate": {"alpaca_eval", "arena_hard", "head_to_head", "mt_bench", "safety"},  # the benchmarks have keys of their own
     "reward": {"checkpoint_steps", "gradient_checkpointing", "micro_tokens", "trackers"},
     "policy": {
@@ -66,8 +67,9 @@ class Stage:
     inputs: tuple[str, ...]
     """Stages whose artifacts it reads, where the settings make it read them (`inputs_of`)."""
     sections: tuple[str, ...]
-    """Settings it reads, dotted; `pool` and `judge` stand for the models that responses and ranking name, `prices` for
-    what those under [models] cost, `benchmarks` for the results of benchmarks that are there."""
+    """Settings it reads, dotted; `pool` and `judge` stand for the models that responses and ranking name, `policy judge` for the
+    latter with [ranking] where the policy's selection asks it, `prices` for what those under [models] cost, `benchmarks` for the
+    results of benchmarks that are there."""
 
 
 # ── dependencies ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -122,6 +124,10 @@ def settings_read(stage: Stage, config: Config) -> dict[str, Any]:
             value: Any = {name: _dump(config.models[name]) for name in (config.responses.names if config.responses else ())}
         elif section == "judge":
             value = {config.ranking.judge: _dump(config.models[config.ranking.judge])} if config.ranking else None
+        elif section == "policy judge":
+            if not config.policy.selection.judge_prompts or config.ranking is None:
+                continue
+            value = {"ranking": _dump(config.ranking), "model": _dump(config.models[config.ranking.judge])}
         elif section == "benchmarks":
             value = benchmark_fingerprints(config.run.dir)
         elif section == "prices":

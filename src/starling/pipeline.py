@@ -229,8 +229,12 @@ def _reward(job: Job) -> None:
 
 def _policy(job: Job) -> None:
     from starling.policy import train
+    from starling.policy.judged import Judge
 
     job.prepare_torch()
+    ranking, judge = job.config.ranking, None
+    if job.config.policy.selection.judge_prompts and ranking is not None and launched().first:
+        judge = Judge(job.endpoints.get(ranking.judge), ranking, job.seed)
     asked = job.prompts("train")
     metrics = train.train(
         asked,
@@ -243,6 +247,7 @@ def _policy(job: Job) -> None:
         seed=job.seed,
         progress=job.progress,
         monitor=_gold_of if is_world(job.config) else None,
+        judge=judge,
         tracking=job.config.run.dir / "tracking" / "policy",
     )
     job.draft.rows = len(asked)
@@ -315,7 +320,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("dataset", "assemble the Nectar-style dataset", _dataset, ("prompts", "responses", "ranking"), ("dataset",)),
     Stage("reward", "train the reward model", _reward, ("world", "dataset"), ("run.seed", "reward")),
-    Stage("policy", "tune the policy", _policy, ("world", "prompts", "reward"), ("run.seed", "policy")),
+    Stage("policy", "tune the policy", _policy, ("world", "prompts", "reward"), ("run.seed", "policy", "policy judge")),
     Stage(
         "evaluate", "measure reward model and policy", _evaluate, ("world", "prompts", "dataset", "reward", "policy"),
         ("run.seed", "evaluate", "responses", "pool", "ranking", "judge"),

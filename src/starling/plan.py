@@ -280,7 +280,7 @@ def asked_prompts(config: Config, stages: Sequence[str], progress: Progress = SI
 
 def count(config: Config, stages: Sequence[str], everything: Sequence[Prompt]) -> list[Calls]:
     """The model calls that `stages` will make about these prompts, those already in the journal included."""
-    if config.prompts is None or not ASKING & set(stages):
+    if config.prompts is None or not (ASKING | {"policy"}) & set(stages):
         return []
     held_out = [p for p in everything if p.split == config.evaluate.split]
     asked = [p for p in everything if p.split != "test"] if is_world(config) else everything
@@ -289,6 +289,12 @@ def count(config: Config, stages: Sequence[str], everything: Sequence[Prompt]) -
         calls += _pool_calls(config, asked, _found(config, stages))
     if "ranking" in stages and config.ranking is not None:
         calls += _judge_calls(config, asked, config.responses.answers if config.responses else 0)
+    if judged := "policy" in stages and config.policy.selection.judge_prompts:
+        policy = config.policy
+        evaluations = -(-policy.iterations // policy.eval_every)
+        validation = [p for p in everything if p.split == "validation"][: min(judged, policy.eval_prompts)]
+        rubric = rubric_of("internal_flipped", config.ranking is not None and config.ranking.ties == "keep")
+        calls.append(_asks(config, "policy", rubric, validation, 2, policy.sampling.max_tokens, 2 * evaluations))
     if "evaluate" in stages:
         if is_world(config):
             calls += _everybody_calls(config, held_out)

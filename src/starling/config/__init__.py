@@ -192,6 +192,8 @@ class Config(Section):
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")
+        if self.policy.selection.judge_prompts and self.ranking is None:
+            raise ValueError("policy.selection.judge_prompts asks the judge of the section [ranking], which the settings lack")
         used = {env for m in self.models.values() if isinstance(m, ServerModel) for env in m.api_key_env}
         for name in self.keys:
             if name not in used:

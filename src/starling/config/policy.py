@@ -201,7 +201,14 @@ class SelectionSection(Section):
         default=0.05, ge=0, description="Fall of that number from the base's that is allowed (Starling: 0.05)."
     )
     by: str = Field(
-        default="eval/guard", description="Among those that pass: the evaluation number to be largest, e.g. eval/check."
+        default="eval/guard",
+        description="Among those that pass: the evaluation number to be largest, e.g. eval/win_rate (Starling: a judge's).",
+    )
+    judge_prompts: int = Field(
+        default=0,
+        ge=0,
+        description="Evaluation prompts on which the judge (ranking.judge) compares the greedy reply with the base's, in both "
+        "orders, at every evaluation: eval/win_rate. 0: it is not asked.",
     )
 
 

@@ -6,6 +6,7 @@ never sees any of them but through `guard.action = "stop"` and the choice of the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from starling.policy.checks import Check, measure_checks
 from starling.policy.experience import Packing, ReferencePolicy, measure, reply_kl
 from starling.policy.guard import measure as looks
 from starling.policy.guard import standard_error
+from starling.policy.judged import Judge
 from starling.policy.rewards import RewardModel
 from starling.policy.rollout import Rollout, RolloutEngine, sample_rollouts
 from starling.records import Prompt
@@ -46,6 +48,9 @@ class Evaluation:
     reference: ReferencePolicy
     packing: Packing
     monitor: Monitor | None
+    judge: Judge | None
+    base_replies: Path
+    """The base's greedy replies to the prompts that the judge sees: written by the first evaluation, which is the base's."""
     seed: int
 
     def run(self, sampler: RolloutEngine, engine: Engine, micro_tokens: int) -> dict[str, float]:
@@ -62,11 +67,25 @@ class Evaluation:
                 rows = self._sample(sampler, engine, self.prompts, temperature, 1)
                 found = self._numbers(rows, engine, micro_tokens)
                 numbers |= {f"{name}/{key}": value for key, value in found.items()}
+                if self.judge is not None and temperature == 0:
+                    numbers |= engine.told(self._judged(self.judge, rows) if engine.first else {})
         if self.checks and numbers:
             replies = self._sample(sampler, engine, [check.prompt for check in self.checks], 0.0, 1)
             checked = measure_checks([r.text for r in replies], self.checks)
             numbers |= {f"eval/{key}": value for key, value in checked.items()}
         return numbers
+
+    def _judged(self, judge: Judge, rows: Sequence[Rollout]) -> dict[str, float]:
+        """The judge's view of greedy replies, compared with those of the first evaluation. One process asks."""
+        count = min(self.settings.selection.judge_prompts, len(rows))
+        chosen = [rows[i * len(rows) // count] for i in range(count)]  # spread evenly over all
+        texts = [row.text for row in chosen]
+        if not self.base_replies.exists():  # a kill leaves the whole file or none
+            draft = self.base_replies.with_suffix(".new")
+            draft.write_text(json.dumps(texts), encoding="utf-8")
+            draft.replace(self.base_replies)
+        base = json.loads(self.base_replies.read_text(encoding="utf-8"))
+        return {f"eval/{name}": value for name, value in judge.compare([r.prompt for r in chosen], base, texts).items()}
 
     def best_of_n(self, sampler: RolloutEngine, engine: Engine, micro_tokens: int, folder: Path) -> None:
         """Write the reference curve of best-of-n sampling into `folder`, unless it is there; the policy must be the base."""

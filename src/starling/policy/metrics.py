@@ -78,6 +78,9 @@ EVALUATION_METRICS: Mapping[str, str] = {
     "empty": "Share of replies without text.",
     "check": "Share of the user's checks (policy.selection.checks) that greedy replies pass.",
     "check_se": "Its standard error over checks.",
+    "win_rate": "Share of judged prompts whose greedy reply the judge prefers to the base's in both orders; a tie counts half.",
+    "win_rate_se": "Its standard error over prompts.",
+    "no_verdict": "Share of judged prompts on which the judge gave no verdict in one order or both.",
     "gold": "Mean true score; in the microworld only, never seen by the training.",
 }
 

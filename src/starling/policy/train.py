@@ -15,6 +15,7 @@ sampled replies between them: a tuning that is killed at any moment goes on to t
     checkpoints/     training.checkpoint; the newest two
     rollouts/        replies and scores of the iterations since
     best/            weights of the evaluation that the rule of `policy.selection` would keep now
+    base_replies.json  what the base says to the prompts that the judge sees
     log.jsonl        one line per iteration (`metrics`); speed.jsonl beside it differs from run to run
     non_finite.json  the replies of a step that was refused
 
@@ -48,6 +49,7 @@ from starling.policy.checks import Check, checks_of
 from starling.policy.evaluation import Evaluation, Monitor, fixed_prompts
 from starling.policy.experience import Packing, make_experience, measure
 from starling.policy.guard import Guard
+from starling.policy.judged import Judge
 from starling.policy.learner import Learner
 from starling.policy.models import Models
 from starling.policy.rewards import RewardModel
@@ -65,6 +67,7 @@ from starling.training.step import among_others
 from starling.training.trackers import open_trackers, require
 
 ROLLOUTS_FOLDER = "rollouts"
+BASE_REPLIES_FILE = "base_replies.json"
 
 Scored = tuple[list[Rollout], npt.NDArray[np.float64]]
 
@@ -81,6 +84,7 @@ def train(
     seed: int,
     progress: Progress = SILENT,
     monitor: Monitor | None = None,
+    judge: Judge | None = None,
     tracking: Path | None = None,
 ) -> dict[str, float]:
     """Tune the model in `base` against the reward model in `reward`; write the tuned folder and log.jsonl to `out`.
@@ -96,6 +100,7 @@ def train(
         settings: algorithm and numbers.
         seed: fixes prompts, samples and updates.
         monitor: adds numbers to each evaluation, e.g. the microworld's gold score.
+        judge: who compares with the base at every evaluation, with policy.selection.judge_prompts.
         tracking: folder of the trackers' files; beside `out` if None.
 
     Returns:
@@ -112,7 +117,7 @@ def train(
         raise InputError("There are no prompts to tune the policy on", where="policy stage", cure="check the prompts stage")
     require(settings.trackers, "policy.trackers")
     set_determinism(seed)
-    tuning = _Tuning(prompts, validation, base, reward, work, settings, seed, monitor)
+    tuning = _Tuning(prompts, validation, base, reward, work, settings, seed, monitor, judge)
     shown = open_trackers(settings.trackers, tracking or out.parent / "tracking", "policy", tuning.chosen) if tuning.first else []
     with Logbook(work, tuning.first, tuning.learner.state.log_bytes, shown) as log, tuning.interrupt:
         evaluations = tuning.run(log, progress if tuning.first else SILENT)
@@ -183,6 +188,7 @@ class _Tuning:
         settings: PolicySection,
         seed: int,
         monitor: Monitor | None,
+        judge: Judge | None = None,
     ) -> None:
         self.settings, self.seed, self.work = settings, seed, work
         accelerator = make_accelerator(settings.precision)
@@ -222,6 +228,8 @@ class _Tuning:
             reference=self.learner.reference,
             packing=Packing(self.encoder.pad_id, "sequences", 1),
             monitor=monitor,
+            judge=judge if settings.selection.judge_prompts else None,
+            base_replies=work / BASE_REPLIES_FILE,
             seed=seed,
         )
         self.interrupt = Interrupt()
