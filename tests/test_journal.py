@@ -61,6 +61,17 @@ def test_many_keys_at_once(tmp_path: Path) -> None:
         assert {k: r.body for k, r in found.items()} == {f"k{i}": str(i) for i in range(1203)}
 
 
+def test_how_long_answers_took(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        for i in range(600):
+            journal.write([Intent(key=f"k{i}", attempt=1, request=ASKED), Answer(key=f"k{i}", attempt=1, reply=ok("x"))])
+        journal.intend("failed", 1, ASKED)
+        journal.put("failed", 1, StoredReply(status=500, latency_s=9.0))
+        asked = [f"k{i}" for i in range(600)]
+        assert journal.seconds([*asked, *asked, "failed", "other"]) == 300.0  # each once, half a second; failures are no answers
+        assert journal.seconds([]) == 0.0
+
+
 def test_the_first_answer_stays(tmp_path: Path) -> None:
     """Two processes asked the same question; whoever stores second learns it and reads the other's answer."""
     with Journal(tmp_path / "j") as one, Journal(tmp_path / "j") as two:

@@ -16,6 +16,7 @@ from starling.records import (
     Judgment,
     MergedRanking,
     Message,
+    ModelRef,
     Outcome,
     PairVerdict,
     Prompt,
@@ -47,6 +48,19 @@ def test_hashes_are_pinned() -> None:
     assert content_hash({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
     assert content_hash({"a": 1}, 8) == "015abd7f"
     assert len(content_hash("\ud800")) == 64
+
+
+def test_log_probabilities_are_in_a_text_only_where_they_are_asked_for() -> None:
+    """Keys of calls and fingerprints of settings from before there were any stay what they were."""
+    plain = '{"max_tokens":512,"stop":[],"temperature":1.0,"top_p":1.0}'
+    assert canonical_json(Sampling().model_dump(mode="json")) == canonical_json(Sampling().model_dump()) == plain
+    inside = ModelRef(provider="p", name="n", sampling=Sampling(top_logprobs=5)).model_dump(mode="json")
+    assert inside["sampling"]["top_logprobs"] == 5
+    assert ModelRef.model_validate(inside).sampling == Sampling(top_logprobs=5) != Sampling()
+    assert Sampling.model_validate_json(Sampling().model_dump_json()) == Sampling()
+    for wrong in (-1, 21):
+        with pytest.raises(ValidationError):
+            Sampling(top_logprobs=wrong)
 
 
 def test_a_prompts_id_depends_on_roles_and_contents_only() -> None:

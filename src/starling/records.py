@@ -101,7 +101,8 @@ class Sampling(Record):
         default=0,
         ge=0,
         le=20,
-        description="Likeliest first tokens whose log-probabilities come with the reply, for soft verdicts (OpenAI: 0 to 20).",
+        description="Likeliest first tokens whose log-probabilities come with a reply (OpenAI: 0 to 20); soft verdicts ask for "
+        "theirs whatever stands here.",
     )
 
     @model_serializer(mode="wrap")

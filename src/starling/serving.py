@@ -98,7 +98,7 @@ class Endpoints:
 
             revision = content_hash([settings.model_dump(mode="json"), seed], 16)
             model = ModelRef(provider=settings.type, name=journal_name(name, settings), revision=revision)
-            return ScriptedEndpoint(model, partial(judge.answer, settings=settings, seed=seed), journal)
+            return ScriptedEndpoint(model, partial(judge.reply, settings=settings, seed=seed), journal)
         if isinstance(settings, MicroworldSpeaker):
             world = open_artifact(self._config.run.dir, "world")
             label, folder = journal_name(name, settings), world.path / settings.checkpoint
@@ -141,7 +141,7 @@ class _OneEngine:
     def get(self, folder: Path, batch: int) -> Engine:
         if self._engine is None or self._key != (folder, batch):
             from starling.models.load import load_causal, load_tokenizer
-            from starling.models.sample import LocalEngine
+            from starling.models.local_engine import LocalEngine
             from starling.training.loop import set_determinism
 
             set_determinism(self._config.run.seed, self._config.run.threads)

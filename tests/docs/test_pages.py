@@ -13,7 +13,7 @@ import typer
 from starling import nectar, training_plan
 from starling.config import Config, RankingMode, load_config
 from starling.judge import verdict
-from starling.judge.rubric import STARLING, build_prompt, read_prompt
+from starling.judge.rubric import STARLING, build_prompt, read_prompt, rubric_as_given
 from starling.nectar import imported
 from starling.records import Message, Outcome, Score
 
@@ -34,6 +34,14 @@ def test_the_judge_prompt_shown_is_the_one_that_is_sent() -> None:
     assert material.answers == ("A cat.", "A cat, a dog and a cow.")
     sent = build_prompt(STARLING, material.messages, material.answers, material.pairs, "9f3c2a7be1d04c58")
     assert sent[-1].content == shown
+
+
+def test_the_reference_shown_is_the_block_that_is_sent() -> None:
+    material = read_prompt((Message(role="user", content=blocks("judge.md")[0]),))
+    block = blocks("judge.md")[2]
+    rubric = rubric_as_given("letter", reference=True)
+    sent = build_prompt(rubric, material.messages, material.answers, (), "9f3c2a7be1d04c58", block.split("\n")[1])
+    assert f"\n\n{block}\n\n" in sent[-1].content
 
 
 def test_the_reply_shown_parses() -> None:

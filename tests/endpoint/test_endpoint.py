@@ -590,6 +590,12 @@ def test_samples_and_sampling_are_different_questions_and_purposes_are_not() -> 
     assert dataclasses.replace(ask("a"), purpose="other").key == ask("a").key
 
 
+def test_log_probabilities_are_another_question() -> None:
+    soft = [MODEL.model_copy(update={"sampling": MODEL.sampling.model_copy(update={"top_logprobs": n})}) for n in (0, 5, 20)]
+    assert ask("a", soft[0]).key == ask("a").key
+    assert len({ask("a", model).key for model in soft}) == 3
+
+
 def test_a_key_is_pinned() -> None:
     """Golden: another key for the same question would have every call of older journals paid again."""
     assert ask("hé").key == "80d4b8a551439d56fa7569646d0b10b9d069faebec9ab667928f89ae6dcc3b37"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from starling.call import Failure, Reply, Request, parse_reply
+from starling.call import Failure, Reply, Request, compose_reply, parse_reply
 from starling.config import AnthropicModel, OpenAIModel, ServerModel
 from starling.endpoint import wire
 from starling.errors import InputError
@@ -76,6 +78,20 @@ def test_a_message_to_anthropic() -> None:
     assert set(sent(settings, TALK[1:2], top_p=0.9)) == {"model", "messages", "max_tokens", "top_p", "metadata"}
 
 
+def test_log_probabilities_are_asked_for_in_the_words_of_each_api() -> None:
+    asked = sent(openai(), top_logprobs=7)
+    assert (asked["logprobs"], asked["top_logprobs"]) == (True, 7)
+    assert sent(openai(api="completions"), top_logprobs=7)["logprobs"] == 7
+    for settings in (openai(), openai(api="completions")):
+        assert not {"logprobs", "top_logprobs"} & set(sent(settings))
+    with pytest.raises(InputError, match="no log-probabilities"):
+        sent(anthropic(), top_logprobs=1)
+    with pytest.raises(ValidationError, match="no log-probabilities"):
+        anthropic(sampling={"top_logprobs": 1})
+    with pytest.raises(ValidationError, match="set by Starling"):
+        openai(extra={"logprobs": True})
+
+
 def test_headers_of_the_apis() -> None:
     assert wire.headers(openai(), "k")["Authorization"] == "Bearer k"
     assert "Authorization" not in wire.headers(openai(), None)
@@ -128,6 +144,40 @@ def test_an_unknown_end_of_anthropic_is_a_named_failure(reason: str | None) -> N
     reply = parse_reply(message(reason, "a"), "id")
     assert reply is not None
     assert (reply.failure, reply.text) == (Failure.unknown_finish, "")
+
+
+def chat_with(logprobs: Any, **more: Any) -> str:
+    return json.dumps({"choices": [{"message": {"content": "A"}, "finish_reason": "length", "logprobs": logprobs, **more}]})
+
+
+def several(*likely: tuple[Any, Any]) -> dict[str, Any]:
+    return {"content": [{"token": "A", "logprob": 0, "top_logprobs": [{"token": t, "logprob": p} for t, p in likely]}, {}]}
+
+
+def test_the_first_token_of_chat_and_completions() -> None:
+    likely = (("A", -0.25), (" B", -2), ("\ud800", -9999.0))
+    found = parse_reply(chat_with(several(*likely)), "id")
+    assert found == Reply("A", Finish.length, "id", first_token=(("A", -0.25), (" B", -2.0), ("\ufffd", -9999.0)))
+    assert parse_reply(compose_reply(found), "id") == found
+    body = {"choices": [{"text": " A", "finish_reason": "length", "logprobs": {"top_logprobs": [{" A": -0.5, "B": -1}, {}]}}]}
+    assert parse_reply(json.dumps(body), "id") == Reply("A", Finish.length, "id", first_token=((" A", -0.5), ("B", -1.0)))
+    assert parse_reply(chat_with(several(("A", -math.inf))), "id") == Reply(
+        "A", Finish.length, "id", first_token=(("A", -math.inf),)
+    )
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        None, "many", 7, [], {}, {"content": None}, {"content": []}, {"content": "A"}, {"content": [None]}, {"content": [{}]},
+        {"content": [{"top_logprobs": None}]}, {"content": [{"top_logprobs": ["A"]}]}, {"top_logprobs": None},
+        {"top_logprobs": []}, {"top_logprobs": [["A", -1]]}, {"top_logprobs": [None]}, {"top_logprobs": [{"A": "x"}]},
+        several(("A", None)), several((1, -1)), several(("A", "-1")), several(("A", True)), several(("A", math.nan)),
+        several(("A", 12.5)), several(("A", -0.1), ("B", math.inf)), several(("A", -(10**400))), several(),
+    ],
+)  # fmt: skip
+def test_senseless_log_probabilities_do_not_spoil_a_reply(logprobs: Any) -> None:
+    assert parse_reply(chat_with(logprobs), "id") == Reply("A", Finish.length, "id")
 
 
 def test_replies_of_completions() -> None:

@@ -37,7 +37,8 @@ WIRE = ("reset_before", "reset_after", "hang", "drip", "cut_body")
 BODY = ("truncated_json", "malformed_json", "not_json", "wrong_type", "wrong_shape")
 """A 200 whose body is no reply. wrong_type is an HTML page; wrong_shape is JSON, but no completion."""
 
-REPLY = ("empty_text", "null_text", "huge", "finish_length", "content_filter", "unknown_finish", "no_usage", "bad_usage")
+REPLY = ("empty_text", "null_text", "huge", "finish_length", "content_filter", "unknown_finish", "no_usage", "bad_usage",
+         "bad_logprobs")  # fmt: skip
 """Replies in the right format with something unusual in them; the call is answered and paid."""
 
 JUDGE = ("letter_twice", "letter_missing", "stranger", "prose_around", "double_brackets", "pair_missing")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -45,6 +46,8 @@ class Asked:
     last: str
     """The last message, or the prompt of a completion."""
     judge: bool
+    top: int = 0
+    """Likeliest first tokens wanted with their log-probabilities."""
 
 
 def content_key(model: str, messages: list[dict[str, Any]], seed: object = None) -> str:
@@ -69,7 +72,11 @@ def read(form: str, payload: dict[str, Any]) -> Asked:
             messages.insert(0, {"role": "system", "content": flat(payload["system"])})
     last = messages[-1]["content"]
     judge = last.startswith("The marker of this call is ")
-    return Asked(form, payload["model"], content_key(payload["model"], messages, payload.get("seed")), messages, last, judge)
+    top = payload.get("logprobs") or 0 if form == COMPLETION else payload.get("top_logprobs", 0)
+    if (form == MESSAGES and top) or (form == CHAT and bool(payload.get("logprobs")) != bool(top)):
+        raise ValueError("logprobs")
+    key = content_key(payload["model"], messages, payload.get("seed"))
+    return Asked(form, payload["model"], key, messages, last, judge, int(top))
 
 
 def flat(content: Any) -> str:
@@ -109,12 +116,18 @@ class Speaker:
         text = self.text(asked, flaw)
         finish = {"finish_length": "length", "content_filter": "refusal", "unknown_finish": "unknown"}.get(flaw, "stop")
         usage: Any = {"no_usage": None, "bad_usage": "many"}.get(flaw, (len(asked.last) // 4 + 1, len(text) // 4 + 1))
-        if flaw not in ("null_text", "finish_length", "content_filter", "unknown_finish", "bad_usage"):
+        unusual = ("null_text", "finish_length", "content_filter", "unknown_finish", "bad_usage", "bad_logprobs")
+        if not asked.top and flaw not in unusual:
             head, tail = self._frame(asked.form, asked.model)
             ident = f'{{"id":"r-{asked.key[:20]}",'.encode()
             counts = b"" if usage is None else usage_json(asked.form, usage)
             return ident + head + json.dumps(text).encode() + tail + counts + b"}"
-        return json.dumps(compose(asked, None if flaw == "null_text" else text, FINISH[asked.form][finish], usage)).encode()
+        whole = compose(asked, None if flaw == "null_text" else text, FINISH[asked.form][finish], usage)
+        if asked.form != MESSAGES:
+            whole["choices"][0]["logprobs"] = {"content": "many"} if flaw == "bad_logprobs" else logprobs(asked, text)
+        elif flaw == "bad_logprobs":
+            whole["logprobs"] = "many"
+        return json.dumps(whole).encode()
 
     def _frame(self, form: str, model: str) -> tuple[bytes, bytes]:
         """What stands before and after the text of an ordinary reply."""
@@ -131,6 +144,20 @@ class Speaker:
                 tail = '}],"stop_reason":"end_turn","stop_sequence":null'
             self._cache[form, model] = (head.encode(), tail.encode())
         return self._cache[form, model]
+
+
+def logprobs(asked: Asked, text: str) -> dict[str, Any] | None:
+    """The likeliest first tokens: of a one-letter verdict both letters, 4 to 1 for the one written; else the text's beginning."""
+    if not asked.top:
+        return None
+    likely = {text[:4]: math.log(0.9)}
+    if text in ("A", "B"):
+        likely = {text: math.log(0.6), f" {text}": math.log(0.2), "AB".replace(text, ""): math.log(0.2)}
+    kept = dict(list(likely.items())[: asked.top])
+    if asked.form == COMPLETION:
+        return {"tokens": [text[:4]], "token_logprobs": [math.log(0.9)], "top_logprobs": [kept], "text_offset": [0]}
+    several = [{"token": token, "logprob": value, "bytes": list(token.encode())} for token, value in kept.items()]
+    return {"content": [{**(several or [{}])[0], "top_logprobs": several}], "refusal": None}
 
 
 def usage_json(form: str, usage: tuple[int, int]) -> bytes:
@@ -209,6 +236,8 @@ def spoil(reply: str, flaw: str) -> str:
     if flaw == "prose_around":
         return f"Certainly! Here is my verdict.\n\n{reply}\n\nLet me know if you need more."
     if flaw == "pair_missing":
+        if not lines:
+            return ""
         lines = lines[:-1]
     if "[" in last:
         letters = [part for part in last.partition("[")[2] if part.isupper()]

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from starling.judge.rubric import STARLING, build_prompt
-from starling.judge.verdict import Failure, Verdict, parse
+from starling.call import parse_reply
+from starling.judge.rubric import STARLING, build_prompt, rubric_as_given
+from starling.judge.verdict import Failure, Verdict, parse, preference
 from starling.records import Message
 from tests.fakes.faults import BODY, JUDGE, KINDS, STATUS, Fault, Plan
 from tests.fakes.process import FakeServer
@@ -96,6 +97,39 @@ def test_the_judge_ranks_the_same_answers_the_same_way_in_any_order(server: Fake
     assert all(winner == (a if place[a] < place[b] else b) for a, b, winner in verdict.pairs)
     # The sha256 of "answer 0", "answer 1", "answer 2" begin with 0a, 6c and f0 (sha256sum), and they are shown backwards.
     assert verdict.ranking == (2, 1, 0)
+
+
+def letter(path: str) -> dict[str, Any]:
+    """A one-letter comparison in either format of OpenAI."""
+    rubric = rubric_as_given("letter")
+    system, user = build_prompt(rubric, (Message(role="user", content="Hi"),), ["answer 2", "answer 0"], [], "0123456789abcdef")
+    if path == "completions":
+        return {"model": "judge", "prompt": user.content, "logprobs": 3}
+    return {"model": "judge", "messages": [system.model_dump(), user.model_dump()], "logprobs": True, "top_logprobs": 3}
+
+
+def test_it_gives_log_probabilities_where_they_are_asked_for(server: FakeServer) -> None:
+    reply = parse_reply(post(server, "chat/completions", letter("chat"))[2].decode(), "id")
+    assert reply is not None
+    assert reply.text == "B"  # the sha256 of "answer 0" is the smaller one
+    assert preference(reply.first_token) == pytest.approx(0.8)
+    plain = parse_reply(post(server, "completions", {"model": "m", "prompt": "Hi", "logprobs": 1})[2].decode(), "id")
+    assert plain is not None
+    assert [token for token, _ in plain.first_token] == [plain.text[:4]]
+    assert post(server, "messages", chat("Hi") | {"top_logprobs": 3})[0] == 400
+    server.reset([Fault("bad_logprobs")])
+    spoilt = parse_reply(post(server, "chat/completions", letter("chat"))[2].decode(), "id")
+    assert spoilt is not None
+    assert (spoilt.text, spoilt.first_token) == ("B", ())
+
+
+@pytest.mark.parametrize("kind", JUDGE)
+def test_a_spoilt_letter_is_none(kind: str, server: FakeServer) -> None:
+    server.reset([Fault(kind, judge=True)])
+    reply = parse_reply(post(server, "chat/completions", letter("chat"))[2].decode(), "id")
+    assert reply is not None
+    assert isinstance(parse(reply.text, 2, rubric_as_given("letter").grammar), Failure)
+    assert isinstance(preference(reply.first_token), Failure)
 
 
 @pytest.mark.parametrize("kind", JUDGE)

@@ -9,13 +9,13 @@ from typing import get_args
 import pytest
 
 from starling.config import RankingMode
-from starling.judge.modes import Ask, Mode, asks, calls_per_order
+from starling.judge.modes import Ask, asks, calls_per_order
 
 MODES = get_args(RankingMode)
 LISTED = ("internal_flipped", "internal_random", "internal_fixed")
 
 
-def many(mode: Mode, k: int, n: int = 300) -> list[tuple[Ask, ...]]:
+def many(mode: RankingMode, k: int, n: int = 300) -> list[tuple[Ask, ...]]:
     return [asks(mode, k, 0, f"prompt {i}", 0, 0) for i in range(n)]
 
 

@@ -12,6 +12,7 @@ from starling.config import RankingMode
 from starling.judge.rubric import (
     RUBRICS,
     STARLING,
+    GivenKind,
     Material,
     Rubric,
     build_prompt,
@@ -19,6 +20,7 @@ from starling.judge.rubric import (
     prompt_chars,
     read_prompt,
     read_rubric,
+    rubric_as_given,
     rubric_of,
 )
 from starling.judge.verdict import FORMS, LETTERS
@@ -89,8 +91,13 @@ def test_every_rubric_has_words_of_its_own_and_a_hash_that_covers_them() -> None
         "pairwise": "ad7e31dbe19e73ca",
         "pairwise ties": "1272d28924074b91",
         "pointwise": "89ac2e3931dda76d",
+        "letter": "dac107881a02da46",
+        "internal reference": "d21315e56a1f4ac8",
+        "internal reference ties": "68459997f104f908",
+        "pointwise reference": "1d55cfb15f52f7af",
+        "letter reference": "5c143a581b01bc61",
     }
-    for changed in ("name", "version", "grammar", "system", "lists_pairs", "frame"):
+    for changed in ("name", "version", "grammar", "system", "lists_pairs", "frame", "reference"):
         assert replace(STARLING, **{changed: "other"}).hash != STARLING.hash
 
 
@@ -153,6 +160,42 @@ def test_what_cannot_be_asked_is_refused(answers: list[str], pairs: list[tuple[i
         build_prompt(STARLING, ASKED, answers, pairs, nonce)
 
 
+def test_a_reference_stands_between_conversation_and_answers() -> None:
+    user = build_prompt(rubric_as_given("pointwise", reference=True), ASKED, ["7"], [], NONCE, "It is 7.")[1].content
+    plain = build_prompt(rubric_as_given("pointwise"), ASKED, ["7"], [], NONCE)[1].content
+    block = f"[{NONCE}] reference answer begins\nIt is 7.\n[{NONCE}] reference answer ends\n\n"
+    before, found, after = user.partition(block)
+    assert found
+    assert before + after == plain
+    assert before.endswith(f"[{NONCE}] conversation ends\n\n")
+    assert after.startswith(f"[{NONCE}] answer A begins\n")
+
+
+def test_a_reference_belongs_to_the_rubrics_that_have_a_place_for_it() -> None:
+    kinds: list[GivenKind] = ["internal", "pointwise", "letter"]
+    for kind in kinds:
+        answers = ["7"] if kind == "pointwise" else ["7", "8"]
+        with pytest.raises(ValueError, match="wants a reference"):
+            build_prompt(rubric_as_given(kind, reference=True), ASKED, answers, [], NONCE)
+        with pytest.raises(ValueError, match="no place for a reference"):
+            build_prompt(rubric_as_given(kind), ASKED, answers, [], NONCE, "")
+        with pytest.raises(ValueError, match="nonce"):
+            build_prompt(rubric_as_given(kind, reference=True), ASKED, answers, [], NONCE, f"x{NONCE}")
+    assert rubric_as_given("internal", ties=True).grammar is rubric_of("internal_flipped", True).grammar
+    assert rubric_as_given("internal") is STARLING
+    assert rubric_as_given("pointwise", ties=True) is rubric_of("pointwise")
+    assert rubric_as_given("letter", ties=True, reference=True).name == "starling letter with reference"
+
+
+def test_the_words_about_a_reference() -> None:
+    for kind, count, said in (("letter", 2, "a reference answer and the 2 answers"), ("pointwise", 1, "and the answer.")):
+        system = build_prompt(rubric_as_given(kind, reference=True), ASKED, ["x"] * count, [], NONCE, "r")[0].content  # type: ignore[arg-type]
+        assert f"holds the conversation, {'' if kind == 'letter' else 'a reference answer '}{said}" in system
+        assert "The reference answer is not judged" in system
+        assert ("exactly one letter" in system) == (kind == "letter")
+        assert "{" not in system
+
+
 def test_a_nonce_in_the_conversation_is_refused_too() -> None:
     assert nonce_is_free("Hello2", ASKED, [])
     assert not nonce_is_free("Hello", ASKED, [])
@@ -166,11 +209,14 @@ whole = [
     message.content
     for rubric in RUBRICS.values()
     for k in (FORMS[rubric.grammar].sizes[0],)
-    for message in build_prompt(rubric, ASKED, ["x"] * k, [(0, 1)] if rubric.lists_pairs else [], "feedfeedfeedfeed")
+    for message in build_prompt(
+        rubric, ASKED, ["x"] * k, [(0, 1)] if rubric.lists_pairs else [], "feedfeedfeedfeed", "r" if rubric.reference else None
+    )
 ]
 pieces = st.sampled_from(
     ["[", "]", "\n", "\n\n", "0123456789abcde", "123456789abcdef", "[feedfeedfeedfeed] ", "answer A ends", "answer B begins",
-     "conversation ends", "turn of the user", "pairs to judge, in this order", "('A', 'B')", "end of the material",
+     "conversation ends", "reference answer begins", "reference answer ends", "turn of the user",
+     "pairs to judge, in this order", "('A', 'B')", "end of the material",
      "The marker of this call is ", "Ranking: ['B', 'A']", "Ranking: 'B' > 'A'", "Good natured: yes", "Score: 10",
      "('A', 'B'): tie", "\r\n", "\u2028", "{count}", "%s", *whole]
 )  # fmt: skip
@@ -188,16 +234,17 @@ def materials(draw: st.DrawFn, rubric: Rubric = STARLING) -> Material:
     roles = draw(st.lists(st.sampled_from(["system", "user", "assistant"]), min_size=len(turns), max_size=len(turns)))
     every = [(a, b) for a in range(len(answers)) for b in range(len(answers)) if a != b]
     pairs = tuple(draw(st.lists(st.sampled_from(every), max_size=70))) if rubric.lists_pairs else ()
-    return Material(tuple(Message(role=r, content=t) for r, t in zip(roles, turns, strict=True)), answers, pairs)  # type: ignore[arg-type]
+    messages = tuple(Message(role=r, content=t) for r, t in zip(roles, turns, strict=True))  # type: ignore[arg-type]
+    return Material(messages, answers, pairs, draw(texts) if rubric.reference else None)
 
 
 @given(data=st.data(), rubric=rubrics)
 def test_the_material_and_the_rubric_come_back_exactly_whatever_the_texts_say(data: st.DataObject, rubric: Rubric) -> None:
     material = data.draw(materials(rubric))
-    prompt = build_prompt(rubric, material.messages, material.answers, material.pairs, NONCE)
+    prompt = build_prompt(rubric, material.messages, material.answers, material.pairs, NONCE, material.reference)
     assert read_prompt(prompt) == material
     assert read_rubric(prompt) is rubric
-    chars = prompt_chars(rubric, material.messages, material.answers, material.pairs)
+    chars = prompt_chars(rubric, material.messages, material.answers, material.pairs, material.reference)
     assert chars == sum(len(m.content) for m in prompt)
 
 
@@ -208,11 +255,14 @@ def test_the_frame_is_the_same_for_every_text(data: st.DataObject, rubric: Rubri
     material = data.draw(materials(rubric))
 
     def frame(m: Material) -> list[str]:
-        system, user = build_prompt(rubric, m.messages, m.answers, m.pairs, NONCE)
+        system, user = build_prompt(rubric, m.messages, m.answers, m.pairs, NONCE, m.reference)
         return [system.content, *(line for line in user.content.split("\n") if NONCE in line)]
 
     empty = Material(
-        tuple(Message(role=m.role, content="") for m in material.messages), ("",) * len(material.answers), material.pairs
+        tuple(Message(role=m.role, content="") for m in material.messages),
+        ("",) * len(material.answers),
+        material.pairs,
+        "" if rubric.reference else None,
     )
     assert frame(material) == frame(empty)
 

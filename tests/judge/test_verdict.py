@@ -195,7 +195,7 @@ def check(found: Verdict, k: int, grammar: Grammar) -> None:
     if grammar is not Grammar.nectar_public:
         stated = [frozenset(pair[:2]) for pair in (*found.pairs, *found.ties)]
         assert len(stated) == len(set(stated)) == (k * (k - 1) // 2 if form.pairs else 0)
-        assert found.good_natured is not None
+        assert (found.good_natured is None) == form.letter
 
 
 OURS = [grammar for grammar in Grammar if grammar is not Grammar.nectar_public]
@@ -221,7 +221,8 @@ def verdicts(draw: st.DrawFn, grammar: Grammar = Grammar.starling_1) -> Verdict:
     if k == 2 and form.pairs and not form.ranking and tied:
         ranking = ties[0]  # the order within a place is that in which it was written
     score = draw(st.integers(1, 10)) if form.score else None
-    return Verdict(ranking, draw(st.booleans()), tuple(chosen), tuple(ties), tied, score)
+    good = None if form.letter else draw(st.booleans())
+    return Verdict(ranking, good, tuple(chosen), tuple(ties), tied, score)
 
 
 @pytest.mark.parametrize("grammar", OURS)

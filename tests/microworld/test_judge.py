@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from starling.config import MicroworldJudge, RankingSection
-from starling.endpoint import Request, ScriptedEndpoint
+from starling.endpoint import Reply, Request, ScriptedEndpoint
 from starling.journal import Journal
 from starling.judge.given import Duel, compare_many
 from starling.judge.judge import Panel, rank_many
-from starling.judge.rubric import RUBRICS, STARLING, Rubric, build_prompt, read_prompt, rubric_of
-from starling.judge.verdict import FORMS, Failure, Grammar, Verdict, parse
+from starling.judge.rubric import RUBRICS, STARLING, GivenKind, Rubric, build_prompt, read_prompt, rubric_as_given, rubric_of
+from starling.judge.verdict import FORMS, Failure, Grammar, Verdict, parse, preference
 from starling.microworld import judge as microworld_judge
 from starling.microworld import world
 from starling.records import Finish, Message, Messages, ModelRef, Outcome, Prompt, Response
@@ -41,7 +41,8 @@ def request(
 ) -> Request:
     k = len(answers)
     pairs = [(b, a) for a in range(k) for b in range(a + 1, k)] if rubric.lists_pairs else []
-    return Request(model=MODEL, messages=build_prompt(rubric, messages, answers, pairs, nonce))
+    reference = "a reference" if rubric.reference else None
+    return Request(model=MODEL, messages=build_prompt(rubric, messages, answers, pairs, nonce, reference))
 
 
 def verdict(
@@ -137,6 +138,61 @@ def test_the_bias_is_for_the_first_of_two_and_for_none_alone() -> None:
     assert verdict(["0.5", "0.7"], biased, rubric=pair).ranking == (0, 1)
     assert verdict(["0.5", "0.81"], biased, rubric=pair).ranking == (1, 0)
     assert verdict(["0.55"], biased, rubric=one).score == verdict(["0.55"], rubric=one).score == 6
+
+
+def soft(request: Request, settings: MicroworldJudge = EXACT, seed: int = 0, top: int = 20) -> Reply:
+    sampling = MODEL.sampling.model_copy(update={"max_tokens": 1, "top_logprobs": top})
+    asked = replace(request, model=MODEL.model_copy(update={"sampling": sampling}))
+    return microworld_judge.reply(asked, settings, seed)
+
+
+LETTER = rubric_as_given("letter")
+
+
+@pytest.mark.usefixtures("numbers")
+def test_it_writes_a_letter_and_knows_how_sure_it_is_of_it() -> None:
+    assert verdict(["0.2", "0.9"], rubric=LETTER) == Verdict((1, 0), None)
+    assert preference(soft(request(["0.2", "0.9"], rubric=LETTER)).first_token) == 1.0
+    assert preference(soft(request(["0.5", "0.5"], rubric=LETTER)).first_token) == pytest.approx(0.5)
+    # Bonus 0.1 for the first, noise 0.1 on each: Φ((0.6 − 0.5 − 0.1) / 0.1414) = 0.5 and Φ(−2 · 0.7071) = 0.0786.
+    settings = EXACT.model_copy(update={"noise": 0.1, "position_bias": 0.1})
+    orders = (["0.5", "0.6"], ["0.6", "0.5"])
+    chances = [preference(soft(request(texts, rubric=LETTER), settings).first_token) for texts in orders]
+    assert chances == pytest.approx([0.5, 0.0786], abs=1e-4)
+
+
+@pytest.mark.usefixtures("numbers")
+def test_its_letters_are_as_frequent_as_it_says() -> None:
+    noisy = EXACT.model_copy(update={"noise": 0.1})
+    asked = request(["0.5", "0.6"], rubric=LETTER)
+    said = preference(soft(asked, noisy).first_token)
+    letters = Counter(microworld_judge.answer(asked, noisy, seed) for seed in range(2000))
+    assert set(letters) == {"A", "B"}
+    assert isinstance(said, float)
+    assert abs(letters["B"] / 2000 - said) < 0.04  # sd 0.0095
+    assert soft(asked, noisy, seed=1).first_token == soft(asked, noisy, seed=2).first_token
+
+
+@pytest.mark.usefixtures("numbers")
+def test_the_first_token_is_that_of_the_text_and_is_there_when_asked_for() -> None:
+    reply = soft(request(["0.55"], rubric=rubric_as_given("pointwise")))
+    assert reply.first_token[0][0] == "Good"
+    assert reply.text == "Good natured: yes\nScore: 6"
+    assert soft(request(["0.2", "0.9"], rubric=LETTER), top=0).first_token == ()
+    assert len(soft(request(["0.5", "0.5"], rubric=LETTER), top=2).first_token) == 2
+    broken = EXACT.model_copy(update={"malformed": 1.0})
+    for seed in range(40):
+        reply = soft(request(["0.2", "0.9"], rubric=LETTER), broken, seed)
+        assert isinstance(preference(reply.first_token), Failure)
+        assert isinstance(parse(reply.text, 2, LETTER.grammar), Failure)
+
+
+@pytest.mark.usefixtures("numbers")
+def test_a_reference_changes_nothing_to_a_judge_that_knows_the_truth() -> None:
+    kinds: list[GivenKind] = ["internal", "pointwise", "letter"]
+    for kind in kinds:
+        texts = ["0.3"] if kind == "pointwise" else ["0.3", "0.7"]
+        assert verdict(texts, rubric=rubric_as_given(kind, reference=True)) == verdict(texts, rubric=rubric_as_given(kind))
 
 
 BROKEN = [

@@ -1,6 +1,7 @@
 """The decode loop against plain forward passes, transformers' generate, and its own laws."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,13 +11,15 @@ import pytest
 import torch
 import transformers as tf
 
+from starling.call import Request
 from starling.errors import InputError
 from starling.models import sample, sample_cache
 from starling.models.encode import Encoded, Encoder, pad_right
 from starling.models.load import load_causal, load_tokenizer
+from starling.models.local_engine import LocalEngine
 from starling.models.logprobs import token_logprobs
 from starling.models.sample import Sampled, Sampler, cut_at, first_stop, row_seed
-from starling.records import Sampling
+from starling.records import Message, ModelRef, Sampling
 
 PROMPTS = [(3, 40, 50), (3, 41), (3, 60, 61, 62, 63, 64), (3, 99, 17, 30)]
 WIDE: dict[str, Any] = {
@@ -123,6 +126,35 @@ def test_every_architecture_as_in_a_fresh_forward(name: str, sampling: Sampling)
         assert one.finished or len(one.ids) == 9
         if sampling.temperature == 0:
             assert list(one.ids) == fresh_logits(model, prompt, one.ids).argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("name", [next(iter(CONFIGS)), next(iter(GENERAL))])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_the_likeliest_first_tokens_are_those_of_a_fresh_forward(name: str, temperature: float) -> None:
+    model = make((CONFIGS | GENERAL)[name]())
+    sampling = Sampling(temperature=temperature, top_p=0.9, max_tokens=4, top_logprobs=5)
+    drawn = Sampler(model, end_ids=[2], batch=3).generate(LONG, sampling, list(range(14)), samples=2)
+    plain = Sampling(temperature=temperature, top_p=0.9, max_tokens=4)
+    without = Sampler(model, end_ids=[2], batch=3).generate(LONG, plain, list(range(14)), samples=2)
+    for prompt, one, other in zip([p for p in LONG for _ in range(2)], drawn, without, strict=True):
+        expected = fresh_logits(model, prompt, one.ids[:1])[0].log_softmax(-1).topk(5)  # at temperature 1, without a nucleus
+        assert [token for token, _ in one.first] == expected.indices.tolist()
+        assert [p for _, p in one.first] == pytest.approx(expected.values.tolist(), abs=1e-5)
+        assert (one.ids, one.logprobs, other.first) == (other.ids, other.logprobs, ())
+
+
+def test_a_local_model_says_what_it_might_have_said(backbone: Callable[..., Path]) -> None:
+    folder = backbone("llama")
+    engine = LocalEngine(load_causal(folder), load_tokenizer(folder), batch=2, seed=0)
+    sampling = Sampling(temperature=0, max_tokens=1, top_logprobs=20)
+    ref = ModelRef(provider="local", name="m", sampling=sampling)
+    asked = [Request(ref, (Message(role="user", content=text),)) for text in ("a cat", "two and three", "hello")]
+    for reply in engine.answer(asked):
+        assert len(reply.first_token) == 20
+        assert reply.first_token[0][0] == reply.text  # greedy: the likeliest one is said
+        logprobs = [p for _, p in reply.first_token]
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert 0 < sum(map(math.exp, logprobs)) <= 1.0001
 
 
 def test_what_cannot_use_the_slots_is_told(caplog: pytest.LogCaptureFixture) -> None:

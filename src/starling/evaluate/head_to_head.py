@@ -21,6 +21,7 @@ import numpy as np
 from starling import stats
 from starling.config import EvaluateSection, RankingSection
 from starling.endpoint import Endpoint
+from starling.evaluate.judging import Vote, both_orders, position_gap
 from starling.evaluate.rows import EvaluatedPrompt
 from starling.judge.given import Duel, compare_many
 from starling.progress import Progress
@@ -78,11 +79,12 @@ def tuned_score(first: Comparison, second: Comparison) -> float | None:
         first: the verdict when the base's reply was shown first, sides a = base, b = tuned.
         second: the verdict when the tuned reply was shown first, the same sides.
     """
-    if first.winner is None or second.winner is None:
-        return None
-    if first.winner == second.winner:
-        return {"a": 0.0, "b": 1.0, "tie": 0.5}[first.winner]
-    return 0.5
+    return both_orders(_vote(first), _vote(second))
+
+
+def _vote(verdict: Comparison) -> Vote:
+    preference = None if verdict.winner is None else {"a": 0.0, "b": 1.0, "tie": 0.5}[verdict.winner]
+    return Vote(preference, verdict.outcome, "", "")
 
 
 def measure(verdicts: Sequence[tuple[Comparison, Comparison]], *, identical: int, resamples: int, seed: int) -> dict[str, Any]:
@@ -99,12 +101,6 @@ def measure(verdicts: Sequence[tuple[Comparison, Comparison]], *, identical: int
     """
     scores = [tuned_score(first, second) for first, second in verdicts]
     decided = [s for s in scores if s is not None] + [0.5] * identical
-    # +1 when the answer shown first wins, −1 when the second does; per prompt the sum over both orders.
-    towards_first = [
-        {"a": 1, "b": -1, "tie": 0}[first.winner] + {"a": -1, "b": 1, "tie": 0}[second.winner]
-        for first, second in verdicts
-        if first.winner is not None and second.winner is not None
-    ]
     found: dict[str, Any] = {
         "prompts": len(verdicts) + identical,
         "wins": decided.count(1.0),
@@ -121,7 +117,8 @@ def measure(verdicts: Sequence[tuple[Comparison, Comparison]], *, identical: int
     if decided:
         rate = stats.ratio_interval(decided, np.ones(len(decided)), resamples=resamples, seed=seed)
         found |= {"win_rate": rate.mean, "ci": [rate.low, rate.high]}
-    if towards_first:
-        gap = stats.ratio_interval(towards_first, np.full(len(towards_first), 2.0), resamples=resamples, seed=seed)
+    votes = [(_vote(first), _vote(second)) for first, second in verdicts]
+    gap = position_gap(votes, [first.prompt_id for first, _ in verdicts], resamples=resamples, seed=seed)
+    if gap is not None:
         found |= {"position_gap": gap.mean, "position_gap_ci": [gap.low, gap.high]}
     return found

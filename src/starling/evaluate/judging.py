@@ -15,7 +15,7 @@ position gap and repeat spread, which the official tools do not show, stand besi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +23,13 @@ import numpy as np
 from starling import stats
 from starling.chat import with_system
 from starling.config import RankingSection
-from starling.endpoint import Endpoint, Reply, Request, ask_together
-from starling.errors import ConfigError, UsageError
+from starling.endpoint import Endpoint, HttpEndpoint, Reply, Request, ask_together
+from starling.errors import ConfigError, EndpointError, UsageError
 from starling.evaluate.results import PURPOSE, Job, JudgeFacts
+from starling.judge.calls import failure_of
 from starling.judge.given import Said, Shown, ask_given, winner_of
-from starling.metering import Tap
+from starling.judge.verdict import NO_LOGPROBS
+from starling.metering import Meter, Tap
 from starling.records import Messages, ModelRef, Outcome, Sampling
 from starling.stats import Interval
 from starling.stats_agreement import kappa_interval
@@ -125,6 +127,8 @@ class Vote:
     """Key in the journal; "" where no call was made."""
     first: Outcome | None = None
     """What a first call came to whose reply did not parse, so that this is the verdict of a second one."""
+    asked: bool = True
+    """False for identical answers, about which nobody was asked."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,10 @@ def compare_both(job: Job, contests: Sequence[Contest], *, soft: bool, repeats: 
     Raises:
         UsageError: the job has no judge, or no positive number of repeats is wanted.
         ConfigError: soft verdicts are wanted of an API without log-probabilities.
-        BudgetError, EndpointError: as the endpoint's; everything answered is in the journal.
+        EndpointError: the server gave none with the first call; or, as BudgetError, from the endpoint. Everything answered is in
+            the journal.
     """
     judge = _judge(job, repeats)
-    if soft:
-        check_logprobs(judge)
     differing = [contest for contest in contests if contest.text_a != contest.text_b]
     items = [
         Shown(contest.messages, texts, contest.reference or None, sample)
@@ -178,6 +181,8 @@ def compare_both(job: Job, contests: Sequence[Contest], *, soft: bool, repeats: 
         for contest in differing
         for texts in ((contest.text_a, contest.text_b), (contest.text_b, contest.text_a))
     ]
+    if soft and items:
+        _check_logprobs(judge, lambda tap: ask_given(items[:1], "letter", tap, how(job), job.seed)[0].reason == str(NO_LOGPROBS))
     said = ask_given(items, "letter" if soft else "internal", judge, how(job), job.seed, job.progress, "verdicts")
     votes = [_vote(one, b_first=n % 2 == 1) for n, one in enumerate(said)]
     pairs = list(zip(votes[::2], votes[1::2], strict=True))
@@ -208,13 +213,13 @@ def ask_official(job: Job, prompts: Sequence[Messages], sampling: Sampling, *, r
 
     Raises:
         UsageError: the job has no judge, or no positive number of repeats is wanted.
-        ConfigError: log-probabilities are wanted of an API without them.
-        BudgetError, EndpointError: as the endpoint's; everything answered is in the journal.
+        ConfigError, EndpointError, BudgetError: as `compare_both`, where log-probabilities are wanted.
     """
     judge = _judge(job, repeats)
-    if sampling.top_logprobs:
-        check_logprobs(judge)
     requests = _Conversations(_with(judge.model, sampling), prompts, repeats)
+    if sampling.top_logprobs and prompts:
+        one = _Conversations(_with(judge.model, sampling), prompts[:1], 1)
+        _check_logprobs(judge, lambda tap: _has_none(tap.complete_all(one)[0]))
     job.progress.start("verdicts", len(requests))
     replies = judge.complete_all(requests, job.progress)
     job.progress.finish()
@@ -226,21 +231,39 @@ def how(job: Job) -> RankingSection:
     return job.ranking or RankingSection(judge="judge")
 
 
-def check_logprobs(endpoint: Endpoint) -> None:
-    """Raises ConfigError where an API gives no log-probabilities, before anything is asked."""
-    if endpoint.model.provider == "anthropic":
+def _check_logprobs(judge: Tap, has_none: Callable[[Endpoint], bool]) -> None:
+    """Find out with the first call whether a server gives log-probabilities, not after paying for all of them. The call is one of
+    those that follow, so the journal answers it then. A batch API is not tried out: it may take a day to say so.
+
+    Raises:
+        ConfigError: the API has no log-probabilities.
+        EndpointError: the server gave none.
+    """
+    name = judge.model.name
+    if judge.model.provider == "anthropic":
         raise ConfigError(
             "The judge's API gives no log-probabilities, and a soft verdict is read from nothing else",
-            where=f"the model {endpoint.model.name} of type anthropic",
-            cure="ask for written verdicts (soft = false), or name a judge of type openai or local",
+            where=f"the judge {name}, a model of type anthropic",
+            cure="ask for written verdicts, or name a judge of type openai or local",
+        )
+    if isinstance(judge.endpoint, HttpEndpoint) and has_none(Tap(judge.endpoint, Meter(), purpose=PURPOSE, dry=judge.dry)):
+        raise EndpointError(
+            "The judge's server answered without the log-probabilities that it was asked for",
+            where=f"the judge {name}, first call of a soft comparison",
+            cure="ask for written verdicts, or use a server that gives them: OpenAI's models without reasoning, vLLM, SGLang",
         )
 
 
-def _judge(job: Job, repeats: int) -> Endpoint:
+def _has_none(reply: Reply) -> bool:
+    return failure_of(reply) is None and not reply.first_token
+
+
+def _judge(job: Job, repeats: int) -> Tap:
     if job.judge is None:
         raise UsageError("There is no judge to ask", where="the benchmark's settings", cure="name a judge under [models]")
     if repeats < 1:
         raise UsageError(f"{repeats} repeats ask nothing", where="repeats", cure="use 1 or more")
+    assert isinstance(job.judge, Tap), "a Job puts a tap before its judge"
     return job.judge
 
 
@@ -249,12 +272,7 @@ def _check_last_turn(messages: Messages, what: str) -> None:
         raise ValueError(f"the conversation of {what} must end with the user turn that is answered")
 
 
-_SAME = Vote(0.5, Outcome.ranked, "identical answers", "")
-
-
-def _unasked(verdict: Vote | Grade) -> bool:
-    """Whether it is about identical answers, which nobody was asked about."""
-    return verdict.outcome is Outcome.ranked and not verdict.call_id
+_SAME = Vote(0.5, Outcome.ranked, "identical answers", "", asked=False)
 
 
 def _vote(said: Said, *, b_first: bool) -> Vote:
@@ -303,7 +321,7 @@ def position_gap(pairs: Sequence[tuple[Vote, Vote]], clusters: Sequence[str], *,
     """
     gaps, kept = [], []
     for (first, second), cluster in zip(pairs, clusters, strict=True):
-        if first.preference_b is not None and second.preference_b is not None and not _unasked(first):
+        if first.preference_b is not None and second.preference_b is not None and first.asked:
             gaps.append(second.preference_b - first.preference_b)
             kept.append(cluster)
     if not gaps:
@@ -321,7 +339,7 @@ def repeat_spread(scores: Sequence[float | None]) -> float | None:
 def outcomes_of(verdicts: Sequence[Vote] | Sequence[Grade]) -> dict[str, int]:
     """Every question to the judge by what it came to, first calls that had to be asked again included; no call was made about
     identical answers, and none counts."""
-    found = Counter(v.outcome.value for v in verdicts if not _unasked(v))
+    found = Counter(v.outcome.value for v in verdicts if not isinstance(v, Vote) or v.asked)
     found.update(v.first.value for v in verdicts if v.first is not None)
     return dict(sorted(found.items()))
 
@@ -395,7 +413,6 @@ def facts(
         UsageError: the job has no judge.
     """
     judge = _judge(job, repeats)
-    assert isinstance(judge, Tap), "a Job puts a tap before its judge"
     cost = judge.cost()
     return JudgeFacts(
         judge=judge.model.name,

@@ -24,7 +24,7 @@ from starling.config import RankingSection
 from starling.endpoint import Endpoint, Reply, Request
 from starling.judge.calls import failure_of, fresh_nonce, read_reply, with_limit
 from starling.judge.rubric import GivenKind, Rubric, build_prompt, prompt_chars, rubric_as_given
-from starling.judge.verdict import Failure, Verdict, preference
+from starling.judge.verdict import NO_LOGPROBS, Failure, Verdict, preference
 from starling.progress import SILENT, Progress
 from starling.records import Comparison, Messages, ModelRef, Outcome, Prompt
 
@@ -92,7 +92,7 @@ def ask_given(
         for n, reply in zip(wanted, endpoint.ask_all(requests, progress), strict=True):
             found[n] = replace(how.read(items[n], reply), first=found[n].outcome if attempt else None)
         progress.finish()
-        wanted = [n for n in wanted if found[n].outcome is Outcome.unparsed]
+        wanted = [n for n in wanted if found[n].outcome is Outcome.unparsed and found[n].reason != str(NO_LOGPROBS)]
     return found
 
 

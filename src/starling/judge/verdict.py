@@ -137,6 +137,10 @@ def parse(text: str, k: int, grammar: Grammar = Grammar.starling_1) -> Verdict |
     return _parse_public(lines, k) if grammar is Grammar.nectar_public else _parse_starling(lines, k, form)
 
 
+NO_LOGPROBS = Failure("no log-probabilities")
+"""What asking again does not cure: the server gave none."""
+
+
 def preference(first_token: Sequence[tuple[str, float]]) -> float | Failure:
     """How likely the judge was to answer B rather than A: p(B) / (p(A) + p(B)) by the log-probabilities of its first token.
 
@@ -146,7 +150,7 @@ def preference(first_token: Sequence[tuple[str, float]]) -> float | Failure:
     Example: (("A", log .6), (" B", log .2), ("b", log .1), ("The", log .1)) gives 1/3.
     """
     if not first_token:
-        return Failure("no log-probabilities")
+        return NO_LOGPROBS
     chances = [sum(exp(logprob) for token, logprob in first_token if _letter_of(token) == letter) for letter in "AB"]
     if not sum(chances):
         return Failure("neither letter among the likeliest tokens", ", ".join(repr(token) for token, _ in first_token[:3]))

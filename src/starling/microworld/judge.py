@@ -8,6 +8,8 @@ The bias model (linear in position) is a simplification of the first-place table
 What that means for the modes: shown two answers, the whole bonus goes to the first of them; shown one, there is no position
 and no bonus, only noise. Scores and ties see quality in ten equal steps from 0 to 1, so two answers in one step are equal to it.
 Within one reply its pair verdicts always follow its ranking; contradictions and circles come from noise between calls.
+A reference answer changes nothing: this judge knows the truth. Asked for log-probabilities, it gives those of its own noise: how
+often it would write B among all the noise it might have had, which is what an ideal sampler of its replies would say.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from collections.abc import Callable
 from itertools import combinations, groupby
 
 from starling.config import MicroworldJudge
-from starling.endpoint import Request
-from starling.judge.rubric import Material, read_prompt, read_rubric
+from starling.endpoint import Reply, Request
+from starling.judge.rubric import Material, Rubric, read_prompt, read_rubric
 from starling.judge.verdict import BEST_SCORE, FORMS, Form, Grammar, Pair, Verdict, write_reply
 from starling.microworld import world
-from starling.records import content_hash
+from starling.records import Finish, content_hash
 
 Uniform = Callable[[], float]
 
@@ -33,14 +35,40 @@ def answer(request: Request, settings: MicroworldJudge, seed: int) -> str:
     Raises:
         ValueError: the request is no judge prompt, or made with another rubric than Starling's.
     """
+    return reply(request, settings, seed).text
+
+
+def reply(request: Request, settings: MicroworldJudge, seed: int) -> Reply:
+    """The same with the likeliest first tokens, where the request asks for them.
+
+    Raises:
+        ValueError: as `answer`.
+    """
+    text, rubric, material = _said(request, settings, seed)
+    likely: list[tuple[str, float]] = []
+    if request.model.sampling.top_logprobs:
+        chances = {text[:4]: 1 - _OTHER_TOKENS}
+        if FORMS[rubric.grammar].letter and text in ("A", "B"):
+            second = chance_of_second(material, settings)
+            chances = {"A": (1 - _OTHER_TOKENS) * (1 - second), "B": (1 - _OTHER_TOKENS) * second}
+        chances["The"] = _OTHER_TOKENS
+        likely = sorted(((token, math.log(p)) for token, p in chances.items() if p > 0), key=lambda one: -one[1])
+    return Reply(text, Finish.stop, request.key, first_token=tuple(likely[: request.model.sampling.top_logprobs]))
+
+
+_OTHER_TOKENS = 0.02
+"""What the first token's distribution leaves to everything that is not said."""
+
+
+def _said(request: Request, settings: MicroworldJudge, seed: int) -> tuple[str, Rubric, Material]:
     material, rubric = read_prompt(request.messages), read_rubric(request.messages)
     uniform = random.Random(int(content_hash([seed, request.messages[-1].content, request.sample], 16), 16)).random
     quality = perceived(material, settings, uniform)
-    reply = write_reply(_verdict(material, quality, FORMS[rubric.grammar]), rubric.grammar)
+    text = write_reply(_verdict(material, quality, FORMS[rubric.grammar]), rubric.grammar)
     if uniform() < settings.malformed:
         breaks = BREAKS[rubric.grammar]
-        return breaks[int(uniform() * len(breaks))](reply)
-    return reply
+        text = breaks[int(uniform() * len(breaks))](text)
+    return text, rubric, material
 
 
 def _verdict(material: Material, quality: list[tuple[float, float]], form: Form) -> Verdict:
@@ -59,13 +87,24 @@ def _verdict(material: Material, quality: list[tuple[float, float]], form: Form)
 
 def perceived(material: Material, settings: MicroworldJudge, uniform: Uniform) -> list[tuple[float, float]]:
     """For each answer as shown: (gold score + noise + position bonus, a coin that breaks ties)."""
+    return [(mean + settings.noise * _normal(uniform), uniform()) for mean in _without_noise(material, settings)]
+
+
+def chance_of_second(material: Material, settings: MicroworldJudge) -> float:
+    """How often it prefers the second of two answers: Φ(difference / (noise · √2)), for the noise on both."""
+    first, second = _without_noise(material, settings)
+    if not settings.noise:
+        return 0.5 if first == second else float(second > first)
+    return 0.5 * math.erfc((first - second) / (2 * settings.noise))
+
+
+def _without_noise(material: Material, settings: MicroworldJudge) -> list[float]:
+    """Gold score and position bonus of each answer as shown."""
     last = len(material.answers) - 1
-    found: list[tuple[float, float]] = []
-    for position, text in enumerate(material.answers):
-        bonus = settings.position_bias * (last - position) / last if last else 0.0
-        score = world.gold(material.messages, text).score
-        found.append((score + settings.noise * _normal(uniform) + bonus, uniform()))
-    return found
+    return [
+        world.gold(material.messages, text).score + (settings.position_bias * (last - position) / last if last else 0.0)
+        for position, text in enumerate(material.answers)
+    ]
 
 
 def score_of(seen: float) -> int:
@@ -111,6 +150,14 @@ def _no_last_line(reply: str) -> str:
     return reply[: reply.rindex("\n")]
 
 
+def _sentence(reply: str) -> str:
+    return f"{reply} is better."
+
+
+def _stranger(reply: str) -> str:
+    return "C"
+
+
 def _tie(reply: str) -> str:
     head, pair, rest = (*reply.split("\n", 2), "")[:3]
     return "\n".join([head, pair[:-1] + "tie", rest])
@@ -148,5 +195,6 @@ BREAKS: dict[Grammar, tuple[Callable[[str], str], ...]] = {
     Grammar.pair_1: (*_ANYWHERE, _tie, _both_win, *_INSTEAD),
     Grammar.pair_1_ties: (*_ANYWHERE, _both_win, *_INSTEAD),
     Grammar.score_1: (*_ANYWHERE, _fraction, _beyond_the_scale, *_INSTEAD),
+    Grammar.letter_1: (_prose_first, _prose_last, _sentence, _stranger, *_INSTEAD),
 }
 """By grammar, the ways in which a malformed reply is made from a good one; none of them parses."""

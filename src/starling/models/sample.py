@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +30,8 @@ from torch import Tensor
 from starling.errors import InputError
 from starling.models import sample_general, tree_attention
 from starling.models.drawing import Drawn, draw
-from starling.models.encode import Encoder
 from starling.models.sample_cache import Slots, in_slots, misfit, token_bytes
-from starling.records import Finish, Sampling
-
-if TYPE_CHECKING:
-    from starling.endpoint import Reply, Request
+from starling.records import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -465,38 +461,3 @@ def first_stop(decode: Callable[[Sequence[int]], str], ids: Sequence[int], stop:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
-
-
-class LocalEngine:
-    """A local model as the engine behind `endpoint.BatchEndpoint`: requests in, replies out.
-
-    Args:
-        model: a transformers causal language model.
-        tokenizer: its tokenizer with chat template.
-        batch: rows decoded together.
-        seed: the run's seed; with the request's key it fixes every draw.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, *, batch: int, seed: int) -> None:
-        self.encoder = Encoder(tokenizer, max_length=getattr(model.config, "max_position_embeddings", 2048))
-        self.sampler = Sampler(model, self.encoder.end_ids, batch, decode=self.encoder.decode_reply)
-        self.seed = seed
-
-    def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """Replies in the order of the requests. All requests of one call carry the same sampling settings."""
-        from starling.endpoint import Reply
-
-        prompts = [self.encoder.prompt_ids(r.messages) for r in requests]
-        sampling = requests[0].model.sampling
-        drawn = self.sampler.generate(prompts, sampling, [row_seed(r.key, self.seed) for r in requests])
-        return [
-            Reply(
-                text=cut_at(self.encoder.decode_reply(one.ids), sampling.stop)[0],
-                finish=Finish.stop if one.finished or one.stopped else Finish.length,
-                call_id=request.key,
-                prompt_tokens=len(prompt),
-                completion_tokens=len(one.ids),
-                first_token=tuple((self.encoder.decode_reply([token]), logprob) for token, logprob in one.first),
-            )
-            for request, prompt, one in zip(requests, prompts, drawn, strict=True)
-        ]
