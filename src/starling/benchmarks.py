@@ -23,7 +23,7 @@ from typing import Any
 from starling import pipeline
 from starling.artifacts import new_artifact, open_artifact
 from starling.config import Config, ServerModel
-from starling.config.benchmarks import JudgedSection
+from starling.config.benchmarks import OWN_MODELS, JudgedSection
 from starling.content import content_of
 from starling.endpoint import Endpoint
 from starling.errors import InputError, UsageError
@@ -48,9 +48,6 @@ from starling.rundir import launched, locked
 from starling.serving import Endpoints
 
 RESULTS_FILE = "results.json"
-OWN = ("base", "policy")
-"""Names of the run's own models before and after tuning, where no model under [models] has them."""
-
 Tell = Callable[[str], None]
 
 
@@ -59,7 +56,7 @@ def run_with_chain(
 ) -> tuple[list[Status], list[Result]]:
     """The chain up to a stage and, where that includes the evaluation, the benchmarks of the settings after it.
 
-    Where the settings train no policy, `until="evaluate"` means the benchmarks alone.
+    Settings that train no policy have their benchmarks alone (`alone`).
 
     Returns:
         The status of the stages, as `pipeline.run`, and the benchmarks' results.
@@ -68,15 +65,23 @@ def run_with_chain(
         StarlingError: as `pipeline.run` and `run`; what the benchmarks lack is found before the chain begins.
     """
     wanted = configured(config)
-    alone = until == "evaluate" and not trains("policy", config)
-    if not wanted or launched().count > 1 or not (alone or _evaluates(config, until)):
+    by_themselves = alone(config, until)
+    if not wanted or launched().count > 1 or not (by_themselves or _evaluates(config, until)):
         return pipeline.run(config, until, progress, tell), []
     check(config, wanted)
-    states = [] if alone else pipeline.run(config, "evaluate", progress, tell)
+    states = [] if by_themselves else pipeline.run(config, "evaluate", progress, tell)
     results = run(config, progress=progress, tell=tell)
-    if not alone and until != "evaluate":
+    if not by_themselves and until != "evaluate":
         states = pipeline.run(config, until, progress, lambda line: None if line.endswith(": done before") else tell(line))
     return states, results
+
+
+def alone(config: Config, until: str | None) -> bool:
+    """Whether there is nothing to do but benchmarks: they are asked for, and the settings have no policy to train for `evaluate`,
+    or no chain at all."""
+    if not configured(config) or trains("policy", config):
+        return False
+    return until == "evaluate" or (until is None and config.prompts is None and not trains("reward", config))
 
 
 def _evaluates(config: Config, until: str | None) -> bool:
@@ -105,16 +110,19 @@ def run(
     """
     wanted = configured(config) if wanted is None else wanted
     check(config, wanted)
+    made = False
     with locked(config.run.dir), Endpoints(config) as endpoints:
         for one in wanted:
             here = state(config, one)
             if here.state == "done":
                 tell(f"{one.word}: done before")
                 continue
-            tell(f"{one.word}: {len(_names(config, one))} models")
+            tell(f"{one.word}: {len(names(config, one))} models")
             _do(config, one, here, endpoints, progress)
+            made = True
         results = [read_result(folder(config) / one.word) for one in wanted]
-        write_page(config)
+        if made or not page_of(config).exists():
+            write_page(config)
     if out is not None:
         _copy(folder(config) / wanted[0].word, out)
     return results
@@ -156,13 +164,14 @@ def job(config: Config, one: Benchmark, endpoints: Endpoints, out: Path, progres
         out: folder for the benchmark's files; exists.
         progress: shown while models answer.
     """
-    judge = _judge(config, _section(config, one))
-    names = _names(config, one)
+    judge = judge_of(config, one)
+    asked = names(config, one)
     return Job(
-        models={name: _endpoint(config, endpoints, name) for name in names},
-        systems={name: system for name, system in config.systems.items() if name in names},
+        models={name: _endpoint(config, endpoints, name) for name in asked},
+        systems={name: system for name, system in config.systems.items() if name in asked},
         judge=endpoints.get(judge) if judge else None,
-        judge_price=_price(config, judge),
+        ranking=config.ranking,
+        judge_price=price(config, judge),
         seed=config.run.seed,
         resamples=config.evaluate.bootstrap,
         folder=out,
@@ -170,7 +179,7 @@ def job(config: Config, one: Benchmark, endpoints: Endpoints, out: Path, progres
     )
 
 
-def _price(config: Config, name: str) -> tuple[float, float] | None:
+def price(config: Config, name: str) -> tuple[float, float] | None:
     """What a million tokens of prompts and of replies cost, with the discount of a batch API."""
     model = config.models.get(name)
     if not isinstance(model, ServerModel) or model.price is None:
@@ -190,17 +199,19 @@ def _section(config: Config, one: Benchmark) -> JudgedSection:
     return section
 
 
-def _names(config: Config, one: Benchmark) -> tuple[str, ...]:
+def names(config: Config, one: Benchmark) -> tuple[str, ...]:
+    """Labels of the models that a benchmark asks."""
     section = _section(config, one)
-    return section.models or (OWN if section.asks_own else ())
+    return section.models or (OWN_MODELS if section.asks_own else ())
 
 
-def _judge(config: Config, section: JudgedSection) -> str:
-    return section.judge or (config.ranking.judge if config.ranking else "")
+def judge_of(config: Config, one: Benchmark) -> str:
+    """Name of the judge of a benchmark; "" when it has none."""
+    return _section(config, one).judge or (config.ranking.judge if config.ranking else "")
 
 
 def _is_own(config: Config, name: str) -> bool:
-    return name in OWN and name not in config.models
+    return name in OWN_MODELS and name not in config.models
 
 
 def _endpoint(config: Config, endpoints: Endpoints, name: str) -> Endpoint:
@@ -235,10 +246,10 @@ class _Asked:
 
 def _asked(config: Config, one: Benchmark) -> _Asked:
     section = _section(config, one)
-    names, judge = _names(config, one), _judge(config, section)
-    named = [name for name in dict.fromkeys([*names, *_mentioned(config, section), judge]) if name in config.models]
-    stages = {"policy"} if any(_is_own(config, n) and n == "policy" for n in names) else set()
-    own_base = any(_is_own(config, n) and n == "base" for n in names)
+    asked, judge = names(config, one), judge_of(config, one)
+    named = [name for name in dict.fromkeys([*asked, *_mentioned(config, section), judge]) if name in config.models]
+    stages = {"policy"} if any(_is_own(config, n) and n == "policy" for n in asked) else set()
+    own_base = any(_is_own(config, n) and n == "base" for n in asked)
     if (own_base and config.policy.base == MICROWORLD_BASE) or any(config.models[n].type == "microworld-speaker" for n in named):
         stages.add("world")
     settings: dict[str, Any] = {
@@ -310,15 +321,15 @@ def check(config: Config, wanted: Sequence[Benchmark]) -> None:
     """
     for one in wanted:
         section = _section(config, one)
-        names = _names(config, one)
-        own = [name for name in names if _is_own(config, name)]
+        models = names(config, one)
+        own = [name for name in models if _is_own(config, name)]
         if own and not trains("policy", config) and existing(config.run.dir, "policy") is None:
             raise UsageError(
                 f"{one.word} is to evaluate the run's own {' and '.join(own)}, and these settings train no policy",
                 where=f"evaluate.{one.section}.models",
                 cure="name models that stand under [models], or add [policy]",
             )
-        asked = list(dict.fromkeys([*names, *_mentioned(config, section), _judge(config, section)]))
+        asked = list(dict.fromkeys([*models, *_mentioned(config, section), judge_of(config, one)]))
         check_asked(config, [name for name in asked if name in config.models])
         for field, path in _files(section):
             if not path.exists():
@@ -330,11 +341,12 @@ def check(config: Config, wanted: Sequence[Benchmark]) -> None:
 
 
 def _files(section: JudgedSection) -> Iterator[tuple[str, Path]]:
+    """Every file that a section names, with its setting."""
     for name in type(section).model_fields:
         value = getattr(section, name)
-        for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, Path):
-                yield name, path
+        several = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple) else ()
+        found = [(f"{name}.{at}", path) for at, path in several] or [(name, value)]
+        yield from ((at, path) for at, path in found if isinstance(path, Path))
 
 
 # ── all of them together ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -351,14 +363,17 @@ def page_of(config: Config) -> Path:
 
 
 def write_page(config: Config) -> None:
-    """results.json and page.html about every benchmark that is done."""
+    """results.json and page.html about every benchmark of the run that is done."""
+    found = finished(config.run.dir)
+    if found:
+        write_files(found, folder(config), config.run.dir.resolve().name)
+
+
+def write_files(found: Sequence[Result], out: Path, title: str) -> Path:
+    """results.json and page.html about some results; returns the page's path."""
     from starling.report import evaluation_page
 
-    found = finished(config.run.dir)
-    if not found:
-        return
-    text = json.dumps({"results": as_rows(found)}, indent=2, ensure_ascii=False) + "\n"
-    draft = folder(config) / (RESULTS_FILE + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(folder(config) / RESULTS_FILE)
-    evaluation_page.write_page(found, folder(config), title=config.run.dir.name)
+    page = evaluation_page.write_page(found, out, title=title)
+    text = json.dumps({"results": as_rows(found)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    evaluation_page.write_text(out / RESULTS_FILE, text)
+    return page

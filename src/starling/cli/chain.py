@@ -10,6 +10,7 @@ from starling.cli.benchmark_tables import print_result
 from starling.cli.common import AsJson, ConfigFile, Overrides, Until, app, complain, load, print_json, print_table
 
 if TYPE_CHECKING:
+    from starling.benchmarks_forecast import Forecast as BenchmarkCosts
     from starling.config import Config
     from starling.forecast import Forecast
     from starling.lineage import Status
@@ -122,14 +123,15 @@ def status(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) 
 def plan(config: ConfigFile, until: Until = None, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Say what a run would do and cost, before anything is spent: stages, model calls, tokens, dollars, hours; of trainings
     steps, memory and GPU-hours. Models and files may still be missing: the plan names them."""
+    from starling import benchmarks, pipeline
+    from starling import benchmarks_forecast as benchmark_costs
     from starling import forecast as costs
-    from starling import pipeline
     from starling import plan as planning
     from starling import training_plan as trainings
     from starling.progress import RichProgress
 
     settings = load(config, set_)
-    wanted = [s.name for s in pipeline.needed(settings, until)]
+    wanted = [] if benchmarks.alone(settings, until) else [s.name for s in pipeline.needed(settings, until)]
     states = [s for s in pipeline.status(settings) if s.stage in wanted]
     todo = [s.stage for s in states if s.state != "done"]
     absent = planning.absent(settings, todo)
@@ -138,23 +140,42 @@ def plan(config: ConfigFile, until: Until = None, set_: Overrides = None, as_jso
     prompts = [] if blind else planning.asked_prompts(settings, todo, RichProgress())
     found = costs.forecast(settings, ["prompts"] if blind else todo, RichProgress(), prompts)
     needs = trainings.plan_trainings(settings, todo, prompts)
+    counted = benchmark_costs.forecast(settings) if until in (None, "evaluate", "report", "publish") else None
     if as_json:
         forecast = costs.as_json(found)
         missing = [{"what": gone.what, "where": gone.where} for gone in absent]
         stages = {"stages": _stage_rows(states), "missing": missing, "forecast": forecast.pop("stages")}
-        print_json({**stages, **forecast, "trainings": trainings.as_json(needs)})
+        asked = {"benchmarks": benchmark_costs.as_json(counted)} if counted and (counted.lines or counted.unknown) else {}
+        print_json({**stages, **forecast, "trainings": trainings.as_json(needs), **asked})
         return
-    print_table([{"stage": s.stage, "state": s.state, "does": pipeline.BY_NAME[s.stage].does} for s in states])
+    print_table({"stage": s.stage, "state": s.state, "does": pipeline.BY_NAME[s.stage].does} for s in states)
     if found.lines:
         print()
         print_table(costs.rows(found))
         for line in _plan_notes(found):
             print(line)
     _print_trainings(needs)
+    if counted is not None:
+        _print_benchmarks(counted)
     for gone in absent:
         print(f"! not there yet: {gone.what} ({gone.where})")
     if blind and (settings.responses or settings.ranking):
         print("! without the prompts, calls of models are not counted")
+
+
+def _print_benchmarks(found: BenchmarkCosts) -> None:
+    """What the benchmarks will ask, and what of it is not known."""
+    from starling import benchmarks_forecast, forecast
+
+    if found.lines:
+        print()
+        print_table(benchmarks_forecast.rows(found))
+        print(
+            f"\nBenchmarks, as if the journal had none of it: answers of {forecast.ASSUMED_REPLY_TOKENS} tokens, verdicts as long"
+            " as allowed, 4 characters a token; a verdict that does not parse is asked for again."
+        )
+    for word, why in found.unknown.items():
+        print(f"! {word}: its calls are not counted: {why}")
 
 
 def _print_trainings(found: Sequence[Needs | Unknown]) -> None:

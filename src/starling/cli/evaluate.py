@@ -16,8 +16,10 @@ from typer.core import TyperGroup
 from starling.cli.chain import run_to
 from starling.cli.common import OPTIONS, AsJson, ConfigFile, Overrides, complain, load, print_json, print_table
 from starling.cli.reward import Base, Dtype, check_dtype, load_scorer
+from starling.errors import UsageError
 
 if TYPE_CHECKING:
+    from starling.evaluate.comparison import Table
     from starling.evaluate.reward_benchmarks import Kept, ScoredSet
 
 
@@ -105,15 +107,68 @@ def evaluate_reward(
         _show(results)
 
 
+@evaluate_app.command("page")
+def evaluate_page(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULT...", help="result.json files, or folders and run directories that hold them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Write page.html and results.json here.")],
+) -> None:
+    """One page about the results of benchmarks: tables, figures, and the judge's noise and bias."""
+    from starling import benchmarks
+    from starling.evaluate import comparison
+
+    found = comparison.find(results)
+    title = " · ".join(dict.fromkeys(one.run for one in found))
+    complain(f"page: {benchmarks.write_files([one.result for one in found], out, title)}")
+
+
 @evaluate_app.command("compare")
 def evaluate_compare(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="What `evaluate reward --out` wrote, one per model.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="Run directories or folders with results of benchmarks; or what `evaluate reward --out` wrote."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write page.html and comparison.json here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare reward models on the same items: paired tests, adjusted for all pairs of models and benchmarks at once."""
-    import json
+    """Compare models of several runs on the same benchmarks, or reward models on the same items: adjusted for all pairs at once,
+    and never across different judges or protocols."""
+    from starling.evaluate import comparison
+    from starling.evaluate.reward_benchmarks import folders as kept
 
+    models = [folder for folder in folders if comparison.holds_results(folder)]
+    rewards = [folder for folder in folders if (folder / kept.VERDICTS_FILE).is_file()]
+    if models and rewards:
+        raise UsageError(
+            f"{rewards[0]} holds results of a reward model and {models[0]} those of models: they cannot be compared",
+            where="the folders of `starling evaluate compare`",
+            cure="compare reward models and models separately",
+        )
+    if rewards or any((folder / kept.RESULTS_FILE).is_file() for folder in folders if not models):
+        _compare_rewards(folders, out, as_json)
+    else:
+        _compare_models(comparison.compare(comparison.find(folders)), out, as_json)
+
+
+def _compare_models(tables: Sequence[Table], out: Path | None, as_json: bool) -> None:
+    from starling.cli.benchmark_tables import print_comparison
+    from starling.evaluate import comparison
+
+    if out is not None:
+        from starling.report import evaluation_comparison
+
+        complain(f"page: {evaluation_comparison.write_page(tables, out)}")
+        write_json(out / "comparison.json", comparison.as_json(tables))
+    if as_json:
+        print_json(comparison.as_json(tables))
+    else:
+        print_comparison(tables)
+
+
+def _compare_rewards(folders: Sequence[Path], out: Path | None, as_json: bool) -> None:
     from starling.evaluate.reward_benchmarks import compare
     from starling.evaluate.reward_benchmarks import folders as kept
 
@@ -122,7 +177,7 @@ def evaluate_compare(
         from starling.report import reward_page
 
         page = reward_page.write_comparison(results, found, out)
-        (out / "comparison.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(out / "comparison.json", found)
         complain(f"page: {page}")
     if as_json:
         print_json(found)
@@ -135,6 +190,12 @@ def evaluate_compare(
         "letter are not distinguishable; intervals are those of single comparisons. Shares are of pairs ordered rightly "
         "(RewardBench by its own weights), whatever else a benchmark's accuracy is"
     )
+
+
+def write_json(path: Path, value: Any) -> None:
+    import json
+
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _keep(out: Path, found: Sequence[ScoredSet], results: Sequence[dict[str, Any]], model: str) -> None:

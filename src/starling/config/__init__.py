@@ -21,7 +21,14 @@ from starling.config.base import (
     fingerprint,
     secret,
 )
-from starling.config.benchmarks import ArenaHardSection, HeadToHeadSection
+from starling.config.benchmarks import (
+    AlpacaEvalSection,
+    ArenaHardSection,
+    HeadToHeadSection,
+    JudgedSection,
+    MTBenchSection,
+    SafetySection,
+)
 from starling.config.data import (
     DatasetSection,
     PoolModel,
@@ -94,6 +101,7 @@ __all__ = [
     "RLOO",
     "AdaptiveKL",
     "Algorithm",
+    "AlpacaEvalSection",
     "AnthropicModel",
     "ArenaHardSection",
     "BatchSection",
@@ -113,6 +121,7 @@ __all__ = [
     "LastLayers",
     "LoRA",
     "LocalModel",
+    "MTBenchSection",
     "MicroworldJudge",
     "MicroworldPrompts",
     "MicroworldSection",
@@ -134,6 +143,7 @@ __all__ = [
     "ResponsesSection",
     "RewardSection",
     "RunSection",
+    "SafetySection",
     "Section",
     "SelectionSection",
     "ServerEngine",
@@ -178,6 +188,7 @@ class Config(Section):
         named = [("responses", n) for n in (self.responses.names if self.responses else ())]
         named += [("ranking.judge", self.ranking.judge)] if self.ranking else []
         named += [("publish.models", n) for n in self.publish.models]
+        named += [n for section, one in self.evaluate if isinstance(one, JudgedSection) for n in one.named(section)]
         for where, name in named:
             if name not in self.models:
                 raise ValueError(f"{where} names the model '{name}', which is not under [models]{nearest(name, self.models)}")

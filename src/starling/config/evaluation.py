@@ -7,7 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from starling.config.base import Section
-from starling.config.benchmarks import ArenaHardSection, HeadToHeadSection
+from starling.config.benchmarks import (
+    AlpacaEvalSection,
+    ArenaHardSection,
+    HeadToHeadSection,
+    MTBenchSection,
+    SafetySection,
+)
 
 # ── stage 7 and after ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -19,8 +25,19 @@ class EvaluateSection(Section):
     samples: int = Field(default=3, gt=0, description="Sampled replies per prompt for gold score and head to head (plus greedy).")
     judge_prompts: int = Field(default=200, gt=0, description="Prompts in the judge's head to head, both orders each.")
     bootstrap: int = Field(default=2000, ge=100, description="Resamples behind each interval, clustered by prompt.")
-    head_to_head: HeadToHeadSection | None = None
-    arena_hard: ArenaHardSection | None = None
+    mt_bench: MTBenchSection | None = Field(default=None, description="MT-Bench, see docs/mt-bench.md. Absent: not run.")
+    alpaca_eval: AlpacaEvalSection | None = Field(
+        default=None, description="AlpacaEval, see docs/alpaca-eval.md. Absent: not run."
+    )
+    head_to_head: HeadToHeadSection | None = Field(
+        default=None, description="Head to head of any models, see docs/head-to-head.md. Absent: not run."
+    )
+    arena_hard: ArenaHardSection | None = Field(
+        default=None, description="Arena-Hard, see docs/head-to-head.md. Absent: not run."
+    )
+    safety: SafetySection | None = Field(
+        default=None, description="Over-refusal and attack success, see docs/safety.md. Absent: not run."
+    )
 
 
 class Terms(Section):

@@ -71,6 +71,28 @@ def verdict_text(one: Difference, result: Result) -> str:
     return f"not distinguishable: {why}" if found == "open" else f"{one.first if found == 'first' else one.second} is better"
 
 
+def finding(result: Result) -> tuple[str, str]:
+    """A benchmark in half a sentence: is the best model better than the next one?
+
+    Returns:
+        The words, and better, open, worse (nothing was measured) or "" (there is one model only).
+    """
+    measured = [m for m in result.models if m.overall.score is not None]
+    if not measured:
+        return "nothing could be measured", "worse"
+    best = measured[0]
+    if len(measured) == 1:
+        return f"{best.model}: {score_text(best.overall.score, result.unit)} {result.unit}", ""
+    pair = next((d for d in result.differences if {d.first, d.second} == {best.model, measured[1].model}), None)
+    if pair is None:
+        return f"{best.model} has the best score; no paired test", "open"
+    standing, why = standing_of(pair, result)
+    if standing == "open":
+        return f"{best.model} and {measured[1].model} are not distinguishable: {why}", "open"
+    winner, other = (pair.first, pair.second) if standing == "first" else (pair.second, pair.first)
+    return f"{winner} is better than {other}", "better"
+
+
 def p_text(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.01 else f"{p:.3f}"
 
@@ -91,6 +113,17 @@ def judge_facts(result: Result) -> list[tuple[str, str]]:
         ("people", _people(judge)),
         ("cost", _cost(judge)),
     ]
+
+
+def noise_text(result: Result) -> str:
+    """The judge's noise and bias in one cell of a table."""
+    judge = result.judge
+    if judge is None:
+        return "a fixed rule"
+    gap = "order not measured" if judge.position_gap is None else f"order {100 * judge.position_gap:+.1f}"
+    spread = "asked once" if judge.repeat_spread is None else f"again ± {judge.repeat_spread:.{digits(result.unit) + 1}f}"
+    lost = "" if judge.unparsed_share is None else f", {100 * judge.unparsed_share:.1f} % without a verdict"
+    return f"{gap}, {spread}{lost}"
 
 
 def _position(judge: JudgeFacts) -> str:

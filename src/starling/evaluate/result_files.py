@@ -148,9 +148,9 @@ def _problem(result: Result) -> str:
     names = [m.model for m in result.models]
     if not result.benchmark:
         return "an empty name of its benchmark"
-    for name in names:
-        if names.count(name) > 1:
-            return f"the model '{name}' twice"
+    known = set(names)
+    if len(known) < len(names):
+        return f"the model '{next(name for name in names if names.count(name) > 1)}' twice"
     for model in result.models:
         for what, part in {"overall": model.overall, **model.parts}.items():
             if problem := _part_problem(part):
@@ -158,7 +158,7 @@ def _problem(result: Result) -> str:
         if any(count < 0 for count in model.outcomes.values()):
             return f"a negative count of outcomes of '{model.model}'"
     for d in result.differences:
-        if d.first not in names or d.second not in names:
+        if d.first not in known or d.second not in known:
             return f"a difference of '{d.first}' and '{d.second}', which are not both in its table"
         if not (0 <= d.p <= 1 and 0 <= d.p_adjusted <= 1):
             return f"a p value outside 0 … 1 for '{d.first}' and '{d.second}'"

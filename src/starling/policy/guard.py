@@ -33,9 +33,9 @@ from statistics import NormalDist
 from typing import Any
 
 from starling.config import GuardSection
-from starling.policy.refusals import refuses
 from starling.policy.shaping import repeated_share
 from starling.records import Prompt
+from starling.refusals import refuses
 
 PROXY, GUARD = "eval/score", "eval/guard"
 GUARD_SE = "eval/guard_se"

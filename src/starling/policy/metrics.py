@@ -73,7 +73,7 @@ EVALUATION_METRICS: Mapping[str, str] = {
     "finished": "Share of replies with their end token.",
     "repetition": "Mean over replies of the share of 4-grams of tokens that came before in the reply.",
     "repetition_se": "Its standard error over prompts.",
-    "refusals": "Share of replies that decline to answer.",
+    "refusals": "Share of replies that decline to answer, wholly or in part.",
     "refusals_se": "Its standard error over prompts.",
     "empty": "Share of replies without text.",
     "check": "Share of the user's checks (policy.selection.checks) that greedy replies pass.",

@@ -8,7 +8,6 @@ not measured is said to be so. What a model or a user wrote is escaped by the te
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,11 +19,13 @@ from starling.evaluate.results import Difference, JudgeFacts, ModelResult, Part,
 from starling.report import evaluation_figures as drawn
 from starling.report import figures
 from starling.report.figures import Figure
-from starling.report.page import count
+from starling.report.page import count, typeset
 from starling.report.reward_page import PAGE_FILE, short_names
 
 MOST_ROWS = 30
 """Models or differences in one figure; the tables have all of them."""
+MOST_PAIRS = 500
+"""Differences in the page's table: 200 models have 19,900."""
 OPEN_ROWS = 12
 """Rows of a table of details up to which it is open from the start."""
 
@@ -123,13 +124,6 @@ def fill(name: str, **values: Any) -> str:
     )  # fmt: skip
 
 
-def typeset(text: str) -> str:
-    """Plain text of numbers as print has it: true minus signs, narrow spaces in thousands and before %."""
-    text = re.sub(r"(?<![\w-])-(?=[\d.])", "−", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "\u202f", text)
-    return re.sub(r"(?<=\d) %", "\u202f%", text)
-
-
 # ── one benchmark ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -138,7 +132,7 @@ def panel(result: Result, anchor: str) -> Panel:
     places = reading.digits(result.unit)
     further = list(dict.fromkeys(name for m in result.models for name in m.more))
     names = list(dict.fromkeys(name for m in result.models for name in m.parts))
-    finding, css = _finding(result)
+    finding, css = reading.finding(result)
     return Panel(
         result=result,
         anchor=anchor,
@@ -152,32 +146,14 @@ def panel(result: Result, anchor: str) -> Panel:
             for m in result.models
         ],
         further=further,
-        pairs=[_pair(one, result) for one in result.differences],
+        pairs=[_pair(one, result) for one in result.differences[:MOST_PAIRS]],
         part_names=names,
         parts=[(name, [_part(m.parts.get(name), result) for m in result.models]) for name in names],
         figures=_figures(result, names, anchor),
         judge=judge_facts(result),
-        noise=noise(result),
+        noise=reading.noise_text(result),
         settings=_flat(result.settings),
     )  # fmt: skip
-
-
-def _finding(result: Result) -> tuple[str, str]:
-    """The benchmark in half a sentence, and how it is coloured: is the best model better than the next one?"""
-    measured = [m for m in result.models if m.overall.score is not None]
-    if not measured:
-        return "nothing could be measured", "worse"
-    best = measured[0]
-    if len(measured) == 1:
-        return f"{best.model}: {reading.score_text(best.overall.score, result.unit)} {result.unit}", ""
-    pair = next((d for d in result.differences if {d.first, d.second} == {best.model, measured[1].model}), None)
-    if pair is None:
-        return f"{best.model} has the best score; no paired test", "open"
-    standing, why = reading.standing_of(pair, result)
-    if standing == "open":
-        return f"{best.model} and {measured[1].model} are not distinguishable: {why}", "open"
-    winner, other = (pair.first, pair.second) if standing == "first" else (pair.second, pair.first)
-    return f"{winner} is better than {other}", "better"
 
 
 def _plain(value: float | None) -> str:
@@ -281,17 +257,6 @@ def _cost(judge: JudgeFacts) -> Fact:
     if judge.dollars is None:
         said.append("dollars not known")
     return Fact("Cost", value, note=", ".join(said))
-
-
-def noise(result: Result) -> str:
-    """The judge's noise and bias in one cell of a table."""
-    judge = result.judge
-    if judge is None:
-        return "a fixed rule"
-    gap = "order not measured" if judge.position_gap is None else f"order {100 * judge.position_gap:+.1f}"
-    spread = "asked once" if judge.repeat_spread is None else f"again ± {judge.repeat_spread:.{reading.digits(result.unit) + 1}f}"
-    lost = "" if judge.unparsed_share is None else f", {100 * judge.unparsed_share:.1f} % without a verdict"
-    return f"{gap}, {spread}{lost}"
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────

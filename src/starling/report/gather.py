@@ -17,6 +17,8 @@ from typing import Any
 from starling import audit, stats
 from starling.artifacts import Artifact, RecordFile, open_artifact, read_records
 from starling.errors import ArtifactError, InputError
+from starling.evaluate.registry import finished
+from starling.evaluate.results import Result
 from starling.evaluate.rows import ANSWERS_FILE, REPLIES_FILE, EvaluatedPrompt, EvaluatedReply, ScoredAnswer
 from starling.policy.best_of_n import BEST_OF_N_FILE
 from starling.policy.selection import SELECTION_FILE
@@ -115,6 +117,8 @@ class Gathered:
     evaluation: dict[str, Any]
     conversations: Conversations | None
     settings: dict[str, Any]
+    benchmarks: tuple[Result, ...] = ()
+    """Results of the benchmarks of models that the run has finished."""
 
 
 def gather(run_dir: Path) -> Gathered:
@@ -142,6 +146,7 @@ def gather(run_dir: Path) -> Gathered:
         evaluation=evaluation,
         conversations=_conversations(_records(found, "evaluate", REPLIES_FILE, EvaluatedPrompt)),
         settings=_settings(run_dir),
+        benchmarks=tuple(finished(run_dir)),
     )
 
 

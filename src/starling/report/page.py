@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from starling.evaluate import reading
+from starling.evaluate.results import ModelResult
 from starling.judge.verdict import LETTERS
 from starling.records import Outcome
 from starling.report import figures
@@ -51,6 +53,10 @@ def render(run: Gathered) -> str:
         "percent": percent,
         "percents": percents,
         "count": count,
+        "finding": reading.finding,
+        "noise": reading.noise_text,
+        "score": score_and_interval,
+        "typeset": typeset,
     }
     package = resources.files("starling.report")
     template = environment.from_string((package / "page.html").read_text(encoding="utf-8"))
@@ -97,6 +103,19 @@ def percents(bounds: Sequence[float] | None) -> str:
 def count(value: int) -> str:
     """12345 → 12 345 with a narrow no-break space."""
     return f"{value:,}".replace(",", "\u202f")
+
+
+def typeset(text: str) -> str:
+    """Plain text of numbers as print has it: true minus signs, narrow spaces in thousands and before %."""
+    text = re.sub(r"(?<![\w-])-(?=[\d.])", "−", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "\u202f", text)
+    return re.sub(r"(?<=\d) %", "\u202f%", text)
+
+
+def score_and_interval(model: ModelResult, unit: str) -> str:
+    """A model's score on a benchmark, with its interval where it has one."""
+    bounds = reading.interval_text(model.overall.ci, reading.digits(unit))
+    return typeset(reading.score_text(model.overall.score, unit) + (f" ({bounds})" if bounds else ""))
 
 
 def verdict(change: Mapping[str, Any]) -> str:

@@ -29,11 +29,11 @@ from starling.evaluate.reward_benchmarks.reading import (
     items_of,
     text,
 )
+from starling.evaluate.xstest_files import COMPLIANCE, PARTIAL, REFUSAL, read_completions
 from starling.rows import Row, files_of, read_rows
 
 PROMPTS_FILE = "xstest_prompts.csv"
 COMPLETIONS_FOLDER = "completions"
-COMPLIANCE, REFUSAL, PARTIAL = "1_full_compliance", "2_full_refusal", "3_partial_refusal"
 
 
 def read(path: Path, reading: Reading) -> Iterator[ReadItem]:
@@ -80,22 +80,10 @@ def _completions(folder: Path, reading: Reading) -> dict[str, dict[str, str]]:
     """prompt → completion → people's label, REFUSAL or COMPLIANCE; the rest is counted."""
     found: dict[str, dict[str, str]] = {}
     doubtful: set[tuple[str, str]] = set()
-    for file, row in ((path, row) for path in files_of(folder) for row in read_rows(path)):
-        try:
-            if row.value is None:
-                raise Broken(row.problem, f"the row cannot be read ({row.problem})")
-            prompt, completion, label = (text(row.value, name) for name in ("prompt", "completion", "final_label"))
-            if label not in (COMPLIANCE, REFUSAL, PARTIAL):
-                raise Broken("label_unknown", f"final_label is {label!r}, not {COMPLIANCE}, {REFUSAL} or {PARTIAL}")
-        except Broken as broken:
-            raise InputError(
-                f"A completion is broken: {broken}",
-                where=f"{file}, row {row.number}",
-                cure="each row needs prompt, completion and final_label",
-            ) from None
-        answers = found.setdefault(prompt, {})
-        if answers.setdefault(completion, label) != label:
-            doubtful.add((prompt, completion))  # the same text, labelled in two ways
+    for row in (row for path in files_of(folder) for row in read_completions(path, labelled=True)):
+        answers = found.setdefault(row.prompt, {})
+        if answers.setdefault(row.completion, row.final) != row.final:
+            doubtful.add((row.prompt, row.completion))  # the same text, labelled in two ways
     for prompt, completion in doubtful:
         del found[prompt][completion]
     reading.left_out["completion_labelled_in_two_ways"] += len(doubtful)
