@@ -47,7 +47,8 @@ class MTBenchSection(JudgedSection):
     )
     answers: tuple[Path, ...] = Field(
         default=(),
-        description="FastChat's model_answer files of further models, named after their files: judged, but not asked.",
+        description="FastChat's model_answer files of further models, named after their files: judged, but not asked. With them, "
+        "no `models` means that nobody is asked.",
     )
     references: Path | None = Field(
         default=None, description="reference_answer file: what the judge is shown beside answers of `reference_categories`."
@@ -75,6 +76,11 @@ class MTBenchSection(JudgedSection):
         default=False,
         description="FastChat's rule makes the score: every row counts, repeats as rows, and those without a grade (-1) do not.",
     )
+
+    @property
+    def asks_own(self) -> bool:
+        """Where there are answer files, no named models means that these alone are judged."""
+        return not self.answers
 
     @model_validator(mode="after")
     def _parts_fit(self) -> MTBenchSection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from starling.call import Failure, Reply, Request, failed_reply
 from starling.config import MTBenchSection
 from starling.endpoint import ScriptedEndpoint
 from starling.errors import BudgetError, ConfigError, InputError
-from starling.evaluate.mt_bench import Rules, from_files, run
+from starling.evaluate.mt_bench import Rules, from_files, judged, run
 from starling.evaluate.results import Job, Result
 from starling.journal import Budget, Journal
 from starling.judge.rubric import read_prompt, read_rubric
@@ -366,6 +367,30 @@ def test_official_pairs_swap_the_sides_and_map_the_second_game_back(world: World
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "protocol"),
+    [("single", "starling"), ("pairwise_all", "starling"), ("single", "official"), ("pairwise_all", "official")],
+)
+def test_our_own_files_tell_which_answer_was_judged(world: World, mode: str, protocol: str) -> None:
+    """Also where the old answer is a part of the new one, and at the second turn after another first answer."""
+    if protocol == "official":
+        world.judge = lambda request: "[[7]] [[A]]"
+    # templates whose answers stand as in FastChat's prompts
+    prompts = [json.loads(line) for line in templates(world.folder).read_text().splitlines()]
+    for row in prompts:
+        row["prompt_template"] = re.sub(r"\{(answer\w*)\}", r"\n### Assistant A:\n{\1}\n", row["prompt_template"])
+    world.run(mode=mode, protocol=protocol, judge_prompts=write(world.folder / "marked.jsonl", prompts))
+    folder = world.folder / "out"
+    judged_files, answers = [folder / "model_judgment"], folder / "model_answer"
+    same = from_files(judged_files, answers=answers, rules=Rules(resamples=100))[0].result
+    assert {m.model: dict(m.outcomes) for m in same.models} == {"m": {"ranked": 6}, "nn": {"ranked": 6}}
+    rows = world.rows("model_answer/m.jsonl")
+    rows[0]["choices"][0]["turns"][0] = rows[0]["choices"][0]["turns"][0].removeprefix("model ")
+    write(answers / "m.jsonl", rows)
+    other = from_files(judged_files, answers=answers, rules=Rules(resamples=100))[0].result
+    assert dict(next(m for m in other.models if m.model == "m").outcomes) == {"other_answer": 2, "ranked": 4}
+
+
 # ── pairs by our protocol ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -386,6 +411,10 @@ def test_all_pairs_by_our_protocol(world: World) -> None:
     assert [m.role for m in second.messages] == ["user", "assistant", "user"]
     assert "model m on <question 81, turn 1?>" in second.answers[0] + second.answers[1]
     assert "turn 1" not in second.messages[1].content
+    (mark,) = re.findall(r"lines that begin with \[(\w+)\]", second.messages[1].content)
+    for said in second.answers:
+        assert said.startswith(f"[{mark}] answer to message 1 of the user\nmodel ")
+        assert said.count(f"\n[{mark}] answer to message 2 of the user\nmodel ") == 1
     assert result.judge is not None
     assert (result.judge.position_gap, result.judge.calls) == (0, 24)
 
@@ -404,6 +433,21 @@ def test_a_baseline_from_a_file_and_a_judge_that_takes_the_first(world: World) -
     assert (result.judge.position_gap, result.judge.position_gap_ci) == (1, (1, 1))
     assert "base" not in world.asked
     assert (world.folder / "out" / "model_answer" / "base.jsonl").is_file()
+
+
+def test_answer_files_alone_are_judged_and_nobody_is_asked(world: World) -> None:
+    world.models = {}
+    texts = {"old.v1": "x" * 4, "new": "x" * 7}
+    given = [
+        write(world.folder / f"{name}.jsonl", [making.answer(q, "", text, text) for q in making.CATEGORIES])
+        for name, text in texts.items()
+    ]
+    result = world.run(answers=given)
+    assert {m.model: m.overall.score for m in result.models} == {"new": 8, "old.v1": 5}
+    assert set(world.asked) == {"judge"}
+    section = {"questions": "q.jsonl", "references": "r.jsonl"}
+    assert MTBenchSection.model_validate(section).asks_own
+    assert not MTBenchSection.model_validate(section | {"answers": ["new.jsonl"]}).asks_own
 
 
 @pytest.mark.parametrize(
@@ -435,6 +479,34 @@ def test_settings_that_do_not_fit_the_models(world: World, settings: dict[str, A
 def test_settings_that_contradict_each_other(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
         MTBenchSection.model_validate({"questions": "q.jsonl", "references": "r.jsonl"} | settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "pairwise_all"}, {"mode": "pairwise_baseline", "baseline": "nn"}])
+def test_where_no_model_answers_there_is_a_table_without_scores(world: World, settings: dict[str, Any]) -> None:
+    world.models = dict.fromkeys(world.models, lambda request: failed_reply(request.key, "no", Failure.connection))
+    result = world.run(**settings)
+    assert all(m.overall.score is None and dict(m.outcomes) == {"no_answer": 6} for m in result.models)
+    assert {m.model for m in result.models} == {"m", "nn"} - {settings.get("baseline")}
+    assert "judge" not in world.asked
+    assert result.judge is not None
+    assert (result.judge.unparsed_share, result.judge.position_gap) == (None, None)
+
+
+@pytest.mark.parametrize("mode", ["single", "pairwise_all"])
+@pytest.mark.parametrize("protocol", ["starling", "official"])
+def test_the_judge_is_asked_in_blocks_that_change_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, mode: str, protocol: str
+) -> None:
+    settings = {"mode": mode, "protocol": protocol, "judge_prompts": templates(world.folder), "repeats": 2}
+    world.judge = (
+        by_length if protocol == "starling" else lambda r: f"[[{'ABC'[len(r.messages[1].content) % 3]}]] [[{r.sample + 3}]]"
+    )
+    whole = world.run("whole", **settings)
+    monkeypatch.setattr(judged, "BLOCK", 5)
+    parts = world.run("parts", **settings)
+    assert parts.models == whole.models
+    assert (parts.judge, parts.notes) == (whole.judge, whole.notes)
+    assert world.bytes("parts") == world.bytes("whole")
 
 
 # ── going on ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -101,9 +101,11 @@ def test_show_single_counts_rows_and_drops_minus_one(tmp_path) -> None:  # type:
         making.single(81, 2, -1),
         making.single(101, 2, 3),
         making.single(81, 1, -1, "n"),
+        making.single(81, 1, 0, "k"),  # a grade like any other here
     ]
     shown = official.show_single(files.read_judgments([making.write(tmp_path / "s.jsonl", rows)]).singles)
     assert shown["m"] == official.Shown(average=17 / 3, turns={1: 7.0, 2: 3.0}, rows=3)
+    assert shown["k"] == official.Shown(average=0.0, turns={1: 0.0}, rows=1)
     assert shown["n"] == official.Shown(average=None, turns={}, rows=0)
 
 

@@ -136,3 +136,19 @@ def test_intervals_resample_questions_not_turns() -> None:
     single_ = cells.part({(q, 1): [v] for q, v in enumerate(values)}, by_row=False, resamples=2000, seed=0)
     assert (both.n, both.clusters, single_.clusters) == (100, 50, 50)
     assert both.ci == pytest.approx(single_.ci)
+
+
+@pytest.mark.parametrize(
+    ("score", "outcome"),
+    [
+        (1, "ranked"),
+        (10, "ranked"),
+        (7.5, "ranked"),
+        (0, "out_of_range"),
+        (0.9, "out_of_range"),
+        (10.5, "out_of_range"),
+        (-2, "out_of_range"),
+    ],
+)
+def test_the_scale_ends_at_1_and_10(tmp_path: Path, score: float, outcome: str) -> None:
+    assert [singles.outcome_of(row) for row in read(tmp_path, [single(81, 1, score)])] == [outcome]

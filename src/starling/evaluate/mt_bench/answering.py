@@ -98,7 +98,7 @@ def conversation(turns: Sequence[str], answers: Sequence[str]) -> Messages:
     messages: list[Message] = []
     for number, text in enumerate(turns):
         messages.append(Message(role="user", content=text))
-        if number < len(turns) - 1:
+        if number < min(len(turns) - 1, len(answers)):
             messages.append(Message(role="assistant", content=answers[number]))
     return tuple(messages)
 

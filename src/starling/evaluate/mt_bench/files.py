@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from starling.errors import InputError
 from starling.records import Outcome, content_hash
@@ -35,6 +35,11 @@ API_ERROR = "$ERROR$"
 NO_GRADE = -1
 """FastChat's score of a judgment in which it finds no grade."""
 WINNERS = ("model_1", "model_2", "tie", "error")
+_BEFORE_ANSWERS = (
+    "Answer]\n", "### Assistant A:\n", "### Assistant B:\n",
+    " answer A begins\n", " answer B begins\n", " turn of the assistant\n", " of the user\n",
+)  # fmt: skip
+"""After what an answer begins, in FastChat's prompts and in ours; anywhere else a short answer could be a part of another."""
 _MARKER = re.compile(r"The marker of this call is (\w+)\n")
 _CURE = "write it as FastChat's llm_judge does; docs/mt-bench.md lists the fields"
 
@@ -288,8 +293,7 @@ def _other(shown: str, model: str, question: int, turn: int, answers: Mapping[st
     answer = answers.get(file_name(model), {}).get(question)
     if not shown or answer is None or turn > len(answer.turns):
         return False
-    # In FastChat's templates an answer begins after one of these; anywhere else a short answer could be a part of another.
-    before = [mark for mark in ("Answer]\n", "### Assistant A:\n", "### Assistant B:\n") if mark in shown] or [""]
+    before = [mark for mark in _BEFORE_ANSWERS if mark in shown] or [""]
     return any(text is not None and all(mark + text not in shown for mark in before) for text in answer.turns[:turn])
 
 
@@ -324,18 +328,41 @@ def file_name(model: str) -> str:
     return "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in model).lstrip(".") or "_"
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line, atomically; folders are made.
+class RowWriter:
+    """Writes one JSON object a line; the file is there, whole, when the block ends without an error. Folders are made.
 
     `tstamp` counts the rows of a file: when a model was asked stands in the journal, the same run gives the same bytes, and equal
     judgments of two repeats differ in it, so that they are not taken for one row copied.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8", errors="surrogatepass") as out:
+
+    def __init__(self, path: Path) -> None:
+        self.rows = 0
+        """Written so far."""
+        self._path, self._draft = path, path.with_name(path.name + ".tmp")
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._out = self._draft.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._out.close()
+        if kind is None:
+            os.replace(self._draft, self._path)
+        else:
+            self._draft.unlink(missing_ok=True)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+        self._out.write(json.dumps(row) + "\n")
+        self.rows += 1
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A whole file, see `RowWriter`."""
+    with RowWriter(path) as file:
         for row in rows:
-            out.write(json.dumps(row) + "\n")
-    os.replace(draft, path)
+            file.write(row)
 
 
 def question_row(question: Question) -> dict[str, Any]:
@@ -345,7 +372,7 @@ def question_row(question: Question) -> dict[str, Any]:
 
 
 def answer_row(answer: Answer, number: int) -> dict[str, Any]:
-    """A row of model_answer or reference_answer; a failed turn is FastChat's $ERROR$. `number` is the row's, see `write_rows`."""
+    """A row of model_answer or reference_answer; a failed turn is FastChat's $ERROR$. `number` is the row's, see `RowWriter`."""
     turns = [API_ERROR if text is None else text for text in answer.turns]
     return {
         "question_id": answer.question, "answer_id": content_hash([answer.model, answer.question, turns], 22),

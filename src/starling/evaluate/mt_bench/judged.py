@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from pathlib import Path
 
 from starling.call import Failure, Reply
 from starling.config import MTBenchSection
@@ -26,6 +26,7 @@ from starling.evaluate.mt_bench import files, official
 from starling.evaluate.mt_bench.answering import conversation
 from starling.evaluate.mt_bench.files import API_ERROR, NO_GRADE, Answer, Pair, Question, Single
 from starling.evaluate.results import Job
+from starling.judge.calls import fresh_nonce
 from starling.metering import Tap
 from starling.records import Finish, Messages, Outcome, content_hash
 from starling.stats import Interval
@@ -33,7 +34,12 @@ from starling.stats import Interval
 NO_ANSWER = "no_answer"
 """Outcome of a turn that cannot be judged because a model gave no answer."""
 STARLING_PROMPTS = {"single": "starling-single", "pair": "starling-pair"}
-_OWN_FIRST = "(Each assistant gave an answer of its own here. It stands at the beginning of what it said, below.)"
+_OWN_FIRST = (
+    "(Each assistant gave an answer of its own here. Below, lines that begin with [{mark}] say which of its answers follows; "
+    "the last one is to be judged.)"
+)
+BLOCK = 4096
+"""Questions to the judge that are in memory at once: with 10 kB of prompts and replies each, 40 MB for every repeat and order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +67,23 @@ class Material:
         return texts if len(texts) == turn else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Judged:
     """Everything the judge said."""
 
-    singles: list[Single] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """For the judgment file, in the same order."""
     unjudged: Mapping[str, Mapping[str, int]]
     """Model → {"no_answer": turns}."""
-    calls: Mapping[str, int]
+    singles: list[Single] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
     """Calls by outcome."""
-    position: Interval | None = None
+    votes: list[tuple[judging.Vote, judging.Vote]] = field(default_factory=list)
+    """Of pairs by our protocol: both orders of each, in terms of model_2."""
+
+    def position(self, resamples: int, seed: int) -> Interval | None:
+        """The position gap of our protocol, which asks nobody about identical answers and leaves them out."""
+        questions = [str(pair.question) for pair in self.pairs]
+        return judging.position_gap(self.votes, questions, resamples=resamples, seed=seed) if self.votes else None
 
 
 @dataclass(frozen=True)
@@ -100,24 +110,46 @@ class _Said:
     outcome: Outcome
 
 
-# ── single grading ───────────────────────────────────────────────────────────────────────────────────────────────────
+def judge(job: Job, material: Material, settings: MTBenchSection, out: Path) -> Judged:
+    """Every answer graded, or every pair of answers compared in both orders, `settings.repeats` times.
 
-
-def grade(job: Job, material: Material, settings: MTBenchSection) -> Judged:
-    """Every answer graded, `settings.repeats` times.
+    Args:
+        out: the judgment file, written as the verdicts come in, and there when all have.
 
     Raises:
         InputError: a prompt of the official protocol is missing or cannot be filled.
         BudgetError, EndpointError: as the judge's; everything answered is in the journal.
     """
-    tasks, unjudged = _tasks(material, [(model,) for model in material.answers])
-    judge = _judge_name(job)
+    tasks, unjudged = _tasks(material, _sides(material, settings))
+    found, ask = Judged(unjudged=unjudged), _grade if settings.mode == "single" else _compare
+    with files.RowWriter(out) as file:
+        for start in range(0, len(tasks), BLOCK):
+            ask(job, material, settings, tasks[start : start + BLOCK], found, file)
+    return found
+
+
+def _sides(material: Material, settings: MTBenchSection) -> list[tuple[str, ...]]:
+    """Who is judged together: each alone, each with the baseline, or all pairs in the order of the models."""
+    models = list(material.answers)
+    if settings.mode == "single":
+        return [(model,) for model in models]
+    if settings.mode == "pairwise_baseline":
+        return [(model, settings.baseline) for model in models if model != settings.baseline]
+    return list(combinations(models, 2))
+
+
+# ── single grading ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _grade(
+    job: Job, material: Material, settings: MTBenchSection, tasks: Sequence[_Task], found: Judged, file: files.RowWriter
+) -> None:
     if settings.protocol == "official":
         names = [_prompt_name("single", task, material) for task in tasks]
         prompts = [_official_prompt(name, task, material, task.models) for name, task in zip(names, tasks, strict=True)]
         replies = judging.ask_official(job, prompts, official.JUDGE_SAMPLING, repeats=settings.repeats)
         said = [[_graded(prompt, one) for one in round_] for prompt, round_ in zip(prompts, replies, strict=True)]
-        calls = Counter(one.outcome.value for round_ in said for one in round_)
+        found.calls.update(one.outcome.value for round_ in said for one in round_)
     else:
         names = [STARLING_PROMPTS["single"]] * len(tasks)
         with _Heard(job) as heard:
@@ -126,17 +158,15 @@ def grade(job: Job, material: Material, settings: MTBenchSection) -> Judged:
             [heard.said(g.call_id, NO_GRADE if g.score is None else g.score, g.outcome, g.reason) for g in round_]
             for round_ in grades
         ]
-        calls = Counter(judging.outcomes_of([g for round_ in grades for g in round_]))
-    found = Judged(unjudged=unjudged, calls=calls)
+        found.calls.update(judging.outcomes_of([g for round_ in grades for g in round_]))
     for name, task, round_ in zip(names, tasks, said, strict=True):
         for one in round_:
             single = Single(
-                question=task.question.id, turn=task.turn, model=task.models[0], judge=judge, prompt=name,
+                question=task.question.id, turn=task.turn, model=task.models[0], judge=_judge_name(job), prompt=name,
                 score=_plain(one.value), outcome=one.outcome, shown=content_hash(task.id, 16),
             )  # fmt: skip
             found.singles.append(single)
-            found.rows.append(files.single_row(single, user_prompt=one.prompt, judgment=one.text, number=len(found.rows)))
-    return found
+            file.write(files.single_row(single, user_prompt=one.prompt, judgment=one.text, number=file.rows))
 
 
 def _own_question(task: _Task, material: Material) -> judging.Question:
@@ -153,19 +183,9 @@ def _graded(prompt: Messages, reply: Reply) -> _Said:
 # ── pairs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def compare(job: Job, material: Material, settings: MTBenchSection) -> Judged:
-    """Every pair of answers compared in both orders, `settings.repeats` times: against the baseline, or all pairs of models.
-
-    Raises:
-        as `grade`.
-    """
-    models = list(material.answers)
-    if settings.mode == "pairwise_baseline":
-        meet = [(model, settings.baseline) for model in models if model != settings.baseline]
-    else:
-        meet = list(combinations(models, 2))
-    tasks, unjudged = _tasks(material, meet)
-    position = None
+def _compare(
+    job: Job, material: Material, settings: MTBenchSection, tasks: Sequence[_Task], found: Judged, file: files.RowWriter
+) -> None:
     if settings.protocol == "official":
         names = [_prompt_name("pair", task, material) for task in tasks]
         prompts = [
@@ -176,17 +196,15 @@ def compare(job: Job, material: Material, settings: MTBenchSection) -> Judged:
         replies = judging.ask_official(job, prompts, official.JUDGE_SAMPLING, repeats=settings.repeats)
         every = [[_won(p, one, second=n % 2 == 1) for one in r] for n, (p, r) in enumerate(zip(prompts, replies, strict=True))]
         said = [list(zip(every[2 * n], every[2 * n + 1], strict=True)) for n in range(len(tasks))]
-        calls = Counter(one.outcome.value for round_ in every for one in round_)
+        found.calls.update(one.outcome.value for round_ in every for one in round_)
     else:
         names = [STARLING_PROMPTS["pair"]] * len(tasks)
+        contests = [_own_contest(task, material, job.seed) for task in tasks]
         with _Heard(job) as heard:
-            votes = judging.compare_both(job, [_own_contest(t, material) for t in tasks], soft=False, repeats=settings.repeats)
+            votes = judging.compare_both(job, contests, soft=False, repeats=settings.repeats)
         said = [[(_voted(heard, a), _voted(heard, b)) for a, b in round_] for round_ in votes]
-        flat = [both for round_ in votes for both in round_]
-        calls = Counter(judging.outcomes_of([vote for both in flat for vote in both]))
-        clusters = [str(task.question.id) for task, round_ in zip(tasks, votes, strict=True) for _ in round_]
-        position = judging.position_gap(flat, clusters, resamples=job.resamples, seed=job.seed)
-    found = Judged(unjudged=unjudged, calls=calls, position=position)
+        found.votes += [both for round_ in votes for both in round_]
+        found.calls.update(judging.outcomes_of([vote for round_ in votes for both in round_ for vote in both]))
     for name, task, round_ in zip(names, tasks, said, strict=True):
         for g1, g2 in round_:
             pair = Pair(
@@ -194,27 +212,27 @@ def compare(job: Job, material: Material, settings: MTBenchSection) -> Judged:
                 prompt=name, g1=str(g1.value), g2=str(g2.value), outcome_1=g1.outcome, outcome_2=g2.outcome,
             )  # fmt: skip
             found.pairs.append(pair)
-            found.rows.append(
-                files.pair_row(pair, prompts=(g1.prompt, g2.prompt), judgments=(g1.text, g2.text), number=len(found.rows))
-            )
-    return found
+            file.write(files.pair_row(pair, prompts=(g1.prompt, g2.prompt), judgments=(g1.text, g2.text), number=file.rows))
 
 
-def _own_contest(task: _Task, material: Material) -> judging.Contest:
-    a, b = _texts(task, material)
+def _own_contest(task: _Task, material: Material, seed: int) -> judging.Contest:
+    texts = _texts(task, material)
     turns = task.question.turns[: task.turn]
-    messages = conversation(turns, [_OWN_FIRST] * (task.turn - 1))
-    text_a, text_b = (_whole(texts) for texts in (a, b))
+    said = [one[0] for one in texts]
+    messages = conversation(turns, [])
+    if task.turn > 1:
+        # Fresh as the judge's own marker: nothing in an answer can have known it, or pass for the line that it begins.
+        mark = fresh_nonce(seed, 0, messages, sorted(text for one in texts for text in one))
+        messages = conversation(turns, [_OWN_FIRST.format(mark=mark)] * (task.turn - 1))
+        said = [_whole(one, mark) for one in texts]
     reference = material.reference(task.question.id, task.turn)
-    return judging.Contest(task.id, messages, task.models[0], task.models[1], text_a, text_b, reference)
+    return judging.Contest(task.id, messages, task.models[0], task.models[1], said[0], said[1], reference)
 
 
-def _whole(texts: Sequence[str]) -> str:
-    """All that a side said; one answer as it is."""
-    if len(texts) == 1:
-        return texts[0]
-    earlier = "\n\n".join(f"[Its answer to message {n} of the user]\n\n{text}" for n, text in enumerate(texts[:-1], start=1))
-    return f"{earlier}\n\n[Its answer to the last message, which is to be judged]\n\n{texts[-1]}"
+def _whole(texts: Sequence[str], mark: str) -> str:
+    """All that a side said, the answer to be judged last."""
+    lines = [f"[{mark}] answer to message {number} of the user\n{text}" for number, text in enumerate(texts, start=1)]
+    return "\n".join(lines)
 
 
 def _won(prompt: Messages, reply: Reply, *, second: bool) -> _Said:

@@ -37,9 +37,8 @@ def run(settings: MTBenchSection, job: Job) -> Result:
     answered = answering.answer(job, questions, settings)
     _write_answers(job.folder, questions, answered, given, references, _judge_name(job))
     material = Material(questions=questions, answers={**answered.answers, **given}, references=references, prompts=prompts)
-    kind, ask = ("single", judged.grade) if settings.mode == "single" else ("pair", judged.compare)
-    found = ask(job, material, settings)
-    write_rows(job.folder / "model_judgment" / f"{file_name(_judge_name(job))}_{kind}.jsonl", found.rows)
+    kind = "single" if settings.mode == "single" else "pair"
+    found = judged.judge(job, material, settings, job.folder / "model_judgment" / f"{file_name(_judge_name(job))}_{kind}.jsonl")
     return _result(settings, job, questions, answered, found, notes)
 
 
@@ -62,10 +61,10 @@ def _result(
 def _with_facts(measured: Measured, job: Job, found: Judged, settings: MTBenchSection) -> Result:
     """The result with the cost of its calls, and with every call counted, those asked a second time included."""
     own = measured.result.judge
-    facts = judging.facts(
-        job, outcomes=found.calls, position=found.position, spread=own.repeat_spread if own else None, repeats=settings.repeats
-    )
-    if own is not None and found.position is None:
+    position = found.position(job.resamples, job.seed)
+    spread = own.repeat_spread if own else None
+    facts = judging.facts(job, outcomes=found.calls, position=position, spread=spread, repeats=settings.repeats)
+    if own is not None and settings.protocol == "official":
         facts = replace(facts, position_gap=own.position_gap, position_gap_ci=own.position_gap_ci)
     return replace(measured.result, judge=facts)
 

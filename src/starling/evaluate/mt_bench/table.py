@@ -85,6 +85,7 @@ def from_files(
         found.append(single_table(rows, judge, asked, rules, further=_further(read, judge, read.singles), people=people))
     for judge in dict.fromkeys(row.judge for row in read.pairs):
         games = [row for row in read.pairs if row.judge == judge]
+        _check_baseline(rules.baseline, games, judge)
         found.append(pair_table(games, judge, asked, rules, further=_further(read, judge, read.pairs), people=people))
     notes = tuple(_file_notes(read))
     given = {
@@ -122,18 +123,7 @@ def pair_table(
     further: Mapping[str, Mapping[str, int]] | None = None,
     people: HumanVotes | None = None,
 ) -> Measured:
-    """One judge's comparisons as a result; see `pairs.measure`.
-
-    Raises:
-        InputError: the baseline is in none of them.
-    """
-    if rules.baseline and not any(rules.baseline in (row.model_1, row.model_2) for row in rows):
-        known = dict.fromkeys(name for row in rows for name in (row.model_1, row.model_2))
-        raise InputError(
-            f"The baseline '{rules.baseline}' is in none of {judge}'s comparisons",
-            where="--baseline",
-            cure=f"name one of {', '.join(known)}",
-        )
+    """One judge's comparisons as a result; see `pairs.measure`."""
     table = pairs.measure(
         rows, baseline=rules.baseline, questions=questions, official=rules.official, further=further, resamples=rules.resamples,
         seed=rules.seed,
@@ -144,6 +134,16 @@ def pair_table(
         pairs.facts(table, judge, rows, resamples=rules.resamples, seed=rules.seed), agreement.votes_of_pairs(rows), people,
         rules,
     )  # fmt: skip
+
+
+def _check_baseline(baseline: str, rows: Sequence[Pair], judge: str) -> None:
+    known = dict.fromkeys(name for row in rows for name in (row.model_1, row.model_2))
+    if baseline and baseline not in known:
+        raise InputError(
+            f"The baseline '{baseline}' is in none of {judge}'s comparisons",
+            where="--baseline",
+            cure=f"name one of {', '.join(known)}",
+        )
 
 
 def _measured(
