@@ -36,8 +36,15 @@ class Benchmark:
 
     def settings(self, config: Config) -> JudgedSection | None:
         """Its section; None where the settings have none, and it is not run."""
-        found: JudgedSection | None = getattr(config.evaluate, self.section, None)
-        return found
+        evaluate = config.evaluate
+        found: dict[str, JudgedSection | None] = {
+            "mt_bench": evaluate.mt_bench,
+            "alpaca_eval": evaluate.alpaca_eval,
+            "arena_hard": evaluate.arena_hard,
+            "head_to_head": evaluate.head_to_head,
+            "safety": evaluate.safety,
+        }
+        return found[self.section]
 
     def run(self) -> Run:
         """The function that does the work; imports it."""

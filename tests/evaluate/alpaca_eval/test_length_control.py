@@ -87,10 +87,11 @@ def test_the_weight_of_a_row_is_that_many_rows() -> None:
     assert lc.fit(np.repeat(x, double, 0), np.repeat(y, double), np.ones((double.sum(), 1)), 1.0) == pytest.approx(once, abs=1e-7)
 
 
-def test_cross_validation_is_a_plain_loop_over_folds_and_grid() -> None:
-    y, delta, difficulty = rows(53, seed=5)
+@pytest.mark.parametrize(("n", "seed"), [(53, 5), (6, 0), (7, 1), (7, 2), (8, 3), (9, 4)])
+def test_cross_validation_is_a_plain_loop_over_folds_and_grid(n: int, seed: int) -> None:
+    y, delta, difficulty = rows(n, seed)
     x = np.stack([np.tanh(delta / 300), difficulty, np.ones(len(y))], 1)
-    s = np.where(np.arange(len(y)) < 20, 0.1, 1.0)
+    s = np.where(np.arange(len(y)) < n // 3, 0.1, 1.0)
     losses = []
     for c in lc.GRID:
         loss = 0.0

@@ -19,11 +19,12 @@ from starling.evaluate import result_files
 from starling.evaluate.alpaca_eval import files, from_files, live, run
 from starling.evaluate.alpaca_eval.from_files import Files
 from starling.evaluate.alpaca_eval.measure import Inputs
+from starling.evaluate.judging import Vote
 from starling.evaluate.results import Job, Result
 from starling.journal import Journal
 from starling.judge.verdict import Verdict, write_reply
 from starling.progress import Silent
-from starling.records import Finish, ModelRef
+from starling.records import Finish, ModelRef, Outcome
 from tests.evaluate.alpaca_eval.making import write
 from tests.evaluate.alpaca_eval.test_official import PROMPT
 
@@ -139,6 +140,17 @@ def test_both_orders_by_written_verdicts(place: Place) -> None:
     assert found.judge.position_gap == 0
 
 
+def test_written_verdicts_must_agree_and_soft_ones_are_averaged() -> None:
+    won, tied = (Vote(share, Outcome.ranked, "", "key") for share in (1.0, 0.5))
+    lost = Vote(None, Outcome.refused, "no", "key")
+    assert live._of_votes([(won, tied)], soft=False).preference == 1.5
+    assert live._of_votes([(won, tied)], soft=True).preference == 1.75
+    half = live._of_votes([(won, lost), (won, won)], soft=True)
+    assert (half.preference, half.rounds, half.outcome) == (2.0, (None, 2.0), Outcome.ranked)
+    none = live._of_votes([(won, lost)], soft=True)
+    assert (none.preference, none.outcome, none.when_second) == (None, Outcome.refused, None)
+
+
 def test_a_judge_that_takes_the_first_decides_nothing(place: Place) -> None:
     found = run(place.settings(), place.job(always_first, cand=good))
     assert only(found).overall.score == 50
@@ -154,6 +166,7 @@ def test_the_official_protocol(place: Place) -> None:
     assert only(found).overall.score == pytest.approx(100 * sum(0.95 if one else 0.85 for one in first) / 8)
     assert found.judge is not None
     assert found.judge.position_gap == pytest.approx(0.1)
+    assert found.judge.position_gap_ci == pytest.approx((0.1, 0.1))
     assert found.judge.calls == 8
     assert rows(job, "cand")[0]["annotator"] == "clf: judge"
     assert any("one order" in note for note in found.notes)
@@ -247,14 +260,15 @@ def test_repeats_measure_the_judges_noise(place: Place) -> None:
         return write_reply(Verdict((winner, 1 - winner), True, ((0, 1, winner),)))
 
     found = run(
-        place.official(version=1, repeats=2), place.job(lambda r: f"[{{'model': 'model_1', 'rank': {1 + r.sample}}}]", cand=good)
+        place.official(version=1, repeats=2),
+        place.job(lambda r: f"[{{'model': 'model_1', 'rank': {1 + r.sample}}}]", cand=good, same=lambda r: BAD),
     )
     assert found.judge is not None
     first = sum(files.shown_first(text) for text in INSTRUCTIONS)
     rates = (100 * first / 8, 100 * (8 - first) / 8)
     assert found.judge.repeat_spread == pytest.approx(abs(rates[0] - rates[1]) / 2**0.5)
     assert found.judge.repeats == 2
-    assert only(found).overall.score == 50
+    assert {m.model: m.overall.score for m in found.models} == {"cand": 50, "same": 50}
     steady = run(place.settings(repeats=2), place.job(wavers, "b", cand=good))
     assert steady.judge is not None
     assert steady.judge.repeat_spread == 0  # in both orders the first, or the second, wins: ties each time

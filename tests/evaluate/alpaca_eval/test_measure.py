@@ -274,6 +274,17 @@ def test_the_table_can_be_written_and_read(three: list[Path], tmp_path: Path) ->
     assert found.benchmark == table.WORD
 
 
+def test_the_judges_gap_is_that_of_all_models_together(three: list[Path]) -> None:
+    lines, found = from_files.evaluate(Files(annotations=[three[0], three[2]]), Inputs(control="none"))
+    assert found.judge is not None
+    assert found.judge.position_gap == pytest.approx(lines[0].position_gap)
+    assert found.judge.position_gap_ci == pytest.approx(lines[0].position_gap_ci)  # the same answers twice narrow nothing
+    _, mixed = from_files.evaluate(Files(annotations=three[:2]), Inputs(control="none"))
+    both = [line.position_gap or 0 for line in from_files.evaluate(Files(annotations=three[:2]), Inputs(control="none"))[0]]
+    assert mixed.judge is not None
+    assert mixed.judge.position_gap == pytest.approx(sum(both) / 2)
+
+
 def test_another_baseline_turns_the_table(three: list[Path], tmp_path: Path) -> None:
     difficulty = "index,instruction_difficulty\n" + "".join(f"{i},{i / 20 - 1}\n" for i in range(N))
     given = Files(annotations=three, difficulty=making.write(tmp_path, "d.csv", difficulty))

@@ -125,6 +125,16 @@ def test_two_files_of_the_same_completions_are_one(tmp_path: Path) -> None:
     assert {said.judge for said in found.said} == {"2_full_refusal, surely"}
 
 
+def test_labels_of_either_file_are_kept(tmp_path: Path) -> None:
+    labelled = xstest()
+    bare = [row | {"annotation_1": "", "annotation_2": "", "final_label": "", "gpt4_label": COMPLY} for row in labelled]
+    one, other = table(tmp_path / "m1_streval.csv", labelled), table(tmp_path / "m1_gpteval.csv", bare)
+    for paths in ([one, other], [other, one]):
+        found = read_said(paths, []).said
+        assert len(found) == 6
+        assert all(said.final is not None and len(said.people) == 2 and said.judge == COMPLY for said in found)
+
+
 def test_the_same_reply_twice_in_one_file_is_two_replies(tmp_path: Path) -> None:
     assert len(read_said([table(tmp_path / "m.csv", xstest() * 2)], []).said) == 12
 

@@ -111,7 +111,16 @@ def test_strongrejects_score_worked_by_hand(scores: tuple[int, int, int], harm: 
 
 
 @pytest.mark.parametrize(
-    "text", [SCORES.format(2, 5, 5), SCORES.format(0, 6, 5), SCORES.format(0, 5, 0), "1.b 0\n2.b 5", "", SCORES.format(0, 5, 10)]
+    "text",
+    [
+        SCORES.format(2, 5, 5),
+        SCORES.format(0, 6, 5),
+        SCORES.format(0, 5, 0),
+        "1.b 0\n2.b 5",
+        "",
+        SCORES.format(0, 5, 10),
+        SCORES.format(0, 5, 5) + "\n2.b 1",
+    ],
 )
 def test_scores_that_are_none_are_unparsed(text: str) -> None:
     found = parse_strongreject(text)

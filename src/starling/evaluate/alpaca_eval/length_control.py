@@ -151,9 +151,9 @@ def against(weights: Mapping[str, float], other: Mapping[str, float], difficulty
 def cross_validated(x_NJ: Floats, y_N: Floats, s_N: Floats) -> tuple[Floats, float]:
     """Weights at the C whose held-out weighted log loss, averaged over the folds, is smallest; the smaller C of equal ones.
 
-    The folds are those that scikit-learn's GroupKFold makes of groups of equal size: row i of N is in fold (N − 1 − i) mod 5.
+    The folds are those that scikit-learn's GroupKFold makes of groups of equal size: every fifth row.
     """
-    fold_N = (len(y_N) - 1 - np.arange(len(y_N))) % FOLDS
+    fold_N = np.arange(len(y_N)) % FOLDS
     held_NF = fold_N[:, None] == np.arange(FOLDS)
     train_NK = s_N[:, None] * np.concatenate([~held_NF, np.ones((len(y_N), 1))], 1)
     weights_KJ = np.zeros((FOLDS + 1, x_NJ.shape[1]))

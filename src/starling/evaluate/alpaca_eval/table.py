@@ -86,6 +86,9 @@ def judge_facts(lines: Sequence[Measured], judged: Sequence[Judged], *, resample
 
 def position_gap(lines: Sequence[Measured], *, resamples: int, seed: int) -> tuple[float, CIPair] | None:
     """The gap over all models with its interval, clustered by instruction; None where one order never came."""
+    if len(lines) == 1:  # measured already, from the same resamples
+        gap, ci = lines[0].position_gap, lines[0].position_gap_ci
+        return None if gap is None or ci is None else (gap, ci)
     sums: dict[str, Floats] = {}
     for line in lines:
         for text, four in line.orders.items():
