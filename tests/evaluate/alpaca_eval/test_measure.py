@@ -156,6 +156,14 @@ def test_other_instructions_get_the_minimal_one_and_are_told(tmp_path: Path) -> 
     assert any("not the official instructions" in note for note in found.notes)
 
 
+def test_without_a_dataset_the_difficulties_say_which_instructions_these_are(tmp_path: Path) -> None:
+    given, without = line(tmp_path, rows(dataset=""), official()), line(tmp_path, rows(dataset=""), Inputs(c=2.0))
+    assert (given.controlled and given.controlled.variant, without.controlled and without.controlled.variant) == (
+        "full", "minimal",
+    )  # fmt: skip
+    assert any("not the official instructions" in note for note in without.notes)
+
+
 def test_more_rows_than_difficulties_are_no_keyerror(tmp_path: Path) -> None:
     found = line(tmp_path, rows(), official(N - 3))
     assert found.lc_win_rate is None

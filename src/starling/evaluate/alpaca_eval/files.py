@@ -175,8 +175,8 @@ class Judged:
     annotator: str
     instruction: tuple[str, ...]
     """Text; in a compact table the number that stands for it."""
-    official: bool
-    """The official instructions, whose difficulties are known."""
+    official: bool | None
+    """Whether these are the official instructions, whose difficulties are known; None where the field dataset says nothing."""
     position: NDArray[np.int64]
     """Row among the model's annotations, from 0: where the official code looks up the difficulty."""
     preference: Floats
@@ -317,7 +317,7 @@ def _judged(path: Path, model: str, columns: _Columns, compact: bool) -> Judged:
         baseline=next(iter(columns.baselines), ""),
         annotator=next(iter(columns.annotators), ""),
         instruction=instruction,
-        official=max(number) < 805 if compact else columns.datasets <= OFFICIAL_DATASETS,
+        official=max(number) < 805 if compact else None if columns.datasets == {""} else columns.datasets <= OFFICIAL_DATASETS,
         position=np.array(place, dtype=np.int64),
         preference=np.array(preference, dtype=np.float64),
         shown_first=np.array(first, dtype=np.bool_),

@@ -243,8 +243,9 @@ def _controlled(judged: Judged, inputs: Inputs, notes: list[str]) -> LengthContr
     if variant == "none":
         return Impossible("the length control is switched off")
     if variant == "auto":
-        variant = "full" if judged.official else "minimal"
-        if not judged.official:
+        official = judged.official if judged.official is not None else inputs.difficulty is not None
+        variant = "full" if official else "minimal"
+        if not official:
             notes.append(_CUSTOM)
     delta = (judged.baseline_length - judged.length).astype(np.float64)
     if variant == "minimal":
