@@ -4,8 +4,8 @@
     python benchmarks/arena_hard_official.py arena-hard-auto
 
 The files are simulated and written by Starling (500 questions, three models against one baseline, a judge with a taste for
-length, 1 % of the games without a label), so this also shows that our files open in the original. The original resamples without a
-seed: its scores move by some tenths of a point from run to run. It needs pandas, torch and tqdm; style control takes it a minute.
+length, 1 % of the games without a label), so this also shows that our files open in the original. The original resamples without
+a seed: its scores move by some tenths of a point from run to run. It needs pandas, torch and tqdm; style control takes a minute.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ def test_holm_by_hand() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+@settings(deadline=None)
 def test_holm_rejects_what_the_step_down_procedure_rejects(p: list[float]) -> None:
     """Walk up the sorted p-values, reject while p ≤ α / (tests left), stop at the first that is not."""
     alpha, rejected = 0.05, set()
@@ -77,7 +78,7 @@ names = st.integers(2, 7).flatmap(
 
 
 @given(names)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_models_share_a_letter_exactly_when_they_are_not_different(case: tuple[list[str], set[tuple[int, int]]]) -> None:
     models, apart = case
     different = [(models[i], models[j]) for i, j in sorted(apart)]

@@ -22,7 +22,7 @@ from typing import Any
 
 from starling import pipeline
 from starling.artifacts import new_artifact, open_artifact
-from starling.config import Config, ServerModel
+from starling.config import Config, HeadToHeadSection, ServerModel
 from starling.config.benchmarks import OWN_MODELS, JudgedSection
 from starling.content import content_of
 from starling.endpoint import Endpoint
@@ -137,7 +137,7 @@ def _do(config: Config, one: Benchmark, here: Status, endpoints: Endpoints, prog
     asked = _asked(config, one)
     try:
         with new_artifact(folder(config), one.word, key=here.key, inputs=asked.inputs, config=asked.settings) as draft:
-            result = one.run()(one.settings(config), job(config, one, endpoints, draft.path, progress))
+            result = one.run()(_given(config, one), job(config, one, endpoints, draft.path, progress))
             write_result(draft.path / RESULT_FILE, result)
             draft.rows = sum(m.overall.n for m in result.models)
             draft.outcomes.update(result.judge.outcomes if result.judge else {})
@@ -199,6 +199,15 @@ def _section(config: Config, one: Benchmark) -> JudgedSection:
     return section
 
 
+def _given(config: Config, one: Benchmark) -> JudgedSection:
+    """The section as the benchmark gets it: a head to head that names no prompts gets the run's held-out ones."""
+    section = _section(config, one)
+    if isinstance(section, HeadToHeadSection) and section.prompts is None:
+        prompts = open_artifact(config.run.dir, "prompts").path / "prompts.parquet"
+        return section.model_copy(update={"prompts": prompts, "split": section.split or config.evaluate.split})
+    return section
+
+
 def names(config: Config, one: Benchmark) -> tuple[str, ...]:
     """Labels of the models that a benchmark asks."""
     section = _section(config, one)
@@ -252,6 +261,9 @@ def _asked(config: Config, one: Benchmark) -> _Asked:
     own_base = any(_is_own(config, n) and n == "base" for n in asked)
     if (own_base and config.policy.base == MICROWORLD_BASE) or any(config.models[n].type == "microworld-speaker" for n in named):
         stages.add("world")
+    own_prompts = isinstance(section, HeadToHeadSection) and section.prompts is None
+    if own_prompts:
+        stages.add("prompts")
     settings: dict[str, Any] = {
         "run.seed": config.run.seed,
         "evaluate.bootstrap": config.evaluate.bootstrap,
@@ -264,6 +276,8 @@ def _asked(config: Config, one: Benchmark) -> _Asked:
         settings["policy.sampling"] = config.policy.sampling.model_dump(mode="json")
     if own_base and config.policy.base != MICROWORLD_BASE:
         settings["policy.base"] = content_of(Path(config.policy.base))
+    if own_prompts:
+        settings["evaluate.split"] = config.evaluate.split
     artifacts = {stage: existing(config.run.dir, stage) for stage in sorted(stages)}
     return _Asked(settings, {stage: found.fingerprint if found else "" for stage, found in artifacts.items()})
 

@@ -155,7 +155,7 @@ class HeadToHeadSection(JudgedSection):
         default=None, description="File of prompts, see docs/head-to-head.md. Empty: the run's held-out prompts."
     )
     split: Literal["", "train", "validation", "test"] = Field(
-        default="", description="Of a file that names splits, only the prompts of this one."
+        default="", description="Of a file that names splits, only these prompts. Empty: all; of the run's own, `evaluate.split`."
     )
     most_prompts: int = Field(
         default=500, gt=0, description="Prompts at most, drawn by the run's seed (Arena-Hard has 500; see `evaluate plan-size`)."

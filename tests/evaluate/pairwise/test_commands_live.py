@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from starling.artifacts import new_artifact, write_records
 from starling.cli import call
+from starling.records import Message, Prompt
 from tests.fakes.faults import Fault
 from tests.fakes.process import FakeServer
 
@@ -114,3 +116,19 @@ def test_arena_hard_leaves_files_that_measure_the_same(
     assert [(m["model"], m["overall"]["score"]) for m in again["models"]] == [
         (m["model"], m["overall"]["score"]) for m in found["models"]
     ]
+
+
+def test_without_a_file_the_runs_held_out_prompts_are_asked(
+    server: FakeServer, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.reset()
+    config.write_text("\n".join(x for x in config.read_text().splitlines() if not x.startswith("prompts =")))
+    assert call(["evaluate", "head-to-head", str(config)]) == 1
+    assert "prompts" in capsys.readouterr().err
+    splits = ("test", "train", "validation", "test")
+    prompts = [Prompt.make((Message(role="user", content=f"Own {i}"),), ("x",), split) for i, split in enumerate(splits)]
+    with new_artifact(tmp_path / "run", "prompts", key="k", inputs={}, config={}) as draft:
+        draft.rows = write_records(draft.path / "prompts.parquet", prompts, Prompt)
+    assert call(["evaluate", "head-to-head", str(config), "--out", str(tmp_path / "out")]) == 0
+    said = json.loads((tmp_path / "out" / "answers" / "one.json").read_text())
+    assert [row["instruction"] for row in said] == ["Own 0", "Own 3"]
