@@ -256,9 +256,28 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         number += batch.num_rows
 
 
-def parquet_batches(path: Path, size: int) -> Iterator[pa.RecordBatch]:
-    """A parquet file as record batches of at most `size` rows, in memory that does not grow with the file, even where all of it
-    is one row group: columns are read through a small buffer. (pyarrow's default, pre-buffering, keeps every column that it has
+def parquet_names(path: Path) -> list[str]:
+    """The names of a parquet file's columns.
+
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"The parquet file cannot be opened: {str(error).splitlines()[0]}",
+            where=str(path),
+            cure="check the path, or copy it again",
+        ) from None
+
+
+def parquet_batches(path: Path, size: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A parquet file, or these columns of it, as record batches of at most `size` rows, in memory that does not grow with the
+    file, even where all of it is one row group: columns are read through a small buffer. (pyarrow's default, pre-buffering, keeps every column that it has
     read until the file is closed: measured 0.9 GB for a file of 0.84 GB, and 0.1 GB like this, in the same time.)
 
     Raises:
@@ -270,7 +289,7 @@ def parquet_batches(path: Path, size: int) -> Iterator[pa.RecordBatch]:
     number = 0
     try:
         with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=size):
+            for batch in file.iter_batches(batch_size=size, columns=columns):
                 yield batch
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
