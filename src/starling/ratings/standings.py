@@ -20,6 +20,7 @@ from starling.ratings.bradley_terry import ELO, Array, Fit, PairSums, Scale, bra
 from starling.ratings.elo import K, elo, elo_bootstrap, in_time
 from starling.ratings.intervals import FEW_CLUSTERS, Cluster, Uncertainty, bootstrap, chances, sandwich
 from starling.ratings.newcomers import KnownRatings, rate_new
+from starling.ratings.style import Ridge, StyleRatings, style_control
 
 Method = Literal["bradley-terry", "elo"]
 Interval = Literal["sandwich", "bootstrap", "none"]
@@ -42,6 +43,9 @@ class Wanted:
     """A model and the rating that it is to have."""
     relative_to: str = MEAN
     """What counts as fixed in the intervals: the mean, or a model."""
+    style: tuple[str, ...] = ()
+    """Features of style that are held equal; none for plain ratings."""
+    style_ridge: Ridge = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class Standing:
     """Share of its battles, a tie counting half."""
     expected_win_rate: float | None
     """Predicted mean share against each other model of the table: unlike the win rate, not a matter of whom it met."""
+    without_style: float | None = None
+    """Of a table with style control: the plain rating of the same battles."""
     known: bool = False
     """The rating is a saved one."""
 
@@ -76,6 +82,8 @@ class Table:
     cluster: str | None
     relative_to: str
     scale: Scale
+    style: tuple[dict[str, Any], ...] = ()
+    """Of a table with style control: what each feature is worth, in points for an answer with one spread more of it."""
     notes: tuple[str, ...] = ()
     """What a reader must know, one sentence each."""
 
@@ -93,12 +101,9 @@ def rate(battles: Battles, wanted: Wanted) -> Table:
         InputError: there is no battle, or the models cannot be put on one scale.
         UsageError: an anchor or reference that is no model of the votes, or settings that do not go together.
     """
-    if wanted.method == "elo" and (wanted.interval == "sandwich" or wanted.cluster or wanted.ridge):
-        raise UsageError(
-            "Elo depends on the order of the battles: it has no sandwich interval, clusters or ridge",
-            where="--method elo",
-            cure="use --interval bootstrap or none, without --cluster and --ridge",
-        )
+    _check(wanted)
+    if wanted.style:
+        return _rate_with_style(battles, wanted)
     notes: list[str] = []
     if wanted.method == "elo":
         fit = elo(battles, k=wanted.k, scale=wanted.scale)
@@ -114,15 +119,67 @@ def rate(battles: Battles, wanted: Wanted) -> Table:
     return tabulate(fit, uncertainty, wanted, notes=notes)
 
 
-def _uncertainty(fit: Fit, battles: Battles, wanted: Wanted) -> Uncertainty | None:
-    if wanted.interval == "none" or len(fit.models) < 2:
-        return None
+def _check(wanted: Wanted) -> None:
+    if wanted.method == "elo" and (wanted.interval == "sandwich" or wanted.cluster or wanted.ridge or wanted.style):
+        raise UsageError(
+            "Elo depends on the order of the battles: it has no sandwich interval, clusters, ridge or style control",
+            where="--method elo",
+            cure="use --interval bootstrap or none, without --cluster, --ridge and --style",
+        )
+    if wanted.style and wanted.ridge:
+        raise UsageError("Style control has its own penalties", where="--ridge", cure="use --style-ridge")
+
+
+def _rate_with_style(battles: Battles, wanted: Wanted) -> Table:
+    _check_cluster(battles, wanted)
+    rounds = wanted.rounds if wanted.interval == "bootstrap" else 0
+    found = style_control(
+        battles, wanted.style, ridge=wanted.style_ridge, cluster=wanted.cluster, rounds=rounds, seed=wanted.seed
+    )
+    notes = []
+    if found.style_unknown:
+        notes.append(f"{found.style_unknown:,} battles do not tell the style of both answers and are left out")
+    if wanted.style_ridge != "none":
+        notes.append(f"the penalty of {wanted.style_ridge!r} draws the coefficients together; intervals do not show that bias")
+    fit = Fit(models=found.models, strength_M=found.strength_M, pairs=found.without.pairs)
+    uncertainty = None if wanted.interval == "none" else found.uncertainty
+    if uncertainty is not None:
+        notes += _notes(uncertainty, battles, wanted)
+    table = tabulate(fit, uncertainty, wanted, notes=notes)
+    plain = tabulate(found.without, None, wanted)
+    before = {one.model: one.rating for one in plain.standings}
+    standings = tuple(replace(one, without_style=before[one.model]) for one in table.standings)
+    return replace(table, standings=standings, style=_effects(found, wanted))
+
+
+def _effects(found: StyleRatings, wanted: Wanted) -> tuple[dict[str, Any], ...]:
+    points = wanted.scale.per_unit
+    rows = zip(found.features, found.coefficient_F, found.coefficient_interval_F2, found.spread_F, strict=True)
+    return tuple(
+        {
+            "feature": name,
+            "coefficient": float(c),
+            "points": float(points * c),
+            "ci": [float(points * e) for e in ci],
+            "spread": float(s),
+        }
+        for name, c, ci, s in rows
+    )
+
+
+def _check_cluster(battles: Battles, wanted: Wanted) -> None:
     if wanted.cluster is not None and getattr(battles, wanted.cluster) is None:
         raise InputError(
             f"The votes do not say their {wanted.cluster}",
             where="the votes given",
             cure="leave out --cluster, or give files that do",
         )
+
+
+def _uncertainty(fit: Fit, battles: Battles, wanted: Wanted) -> Uncertainty | None:
+    if wanted.interval == "none" or len(fit.models) < 2:
+        return None
+    _check_cluster(battles, wanted)
     if wanted.method == "elo":
         return elo_bootstrap(fit, battles, rounds=wanted.rounds, seed=wanted.seed, k=wanted.k, scale=wanted.scale)
     if wanted.interval == "bootstrap":
@@ -244,6 +301,29 @@ def rate_parts(battles: Battles, by: str, wanted: Wanted) -> dict[str, Table | s
         except InputError as error:
             found[column.names[code] or "unknown"] = error.what
     return found
+
+
+def check_against(wanted: Wanted, by: str | None = None) -> None:
+    """Refuse what does not go with saved ratings.
+
+    Raises:
+        UsageError: another method or interval, parts, style control, an anchor or a ridge.
+    """
+    odd = {
+        "--method": wanted.method != "bradley-terry",
+        "--interval": wanted.interval == "bootstrap",
+        "--by": by is not None,
+        "--style": bool(wanted.style),
+        "--anchor": wanted.anchor is not None,
+        "--relative-to": wanted.relative_to != MEAN,
+        "--ridge": bool(wanted.ridge),
+    }
+    if any(odd.values()):
+        raise UsageError(
+            f"{', '.join(name for name, given in odd.items() if given)} does not go with saved ratings, which stay as they are",
+            where="--ratings",
+            cure="leave one of them out",
+        )
 
 
 def rate_against(battles: Battles, known: KnownRatings, wanted: Wanted) -> Table:
