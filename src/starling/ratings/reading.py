@@ -254,7 +254,7 @@ def _words(words: pa.Array, kind: Kind, unknown: set[str]) -> tuple[NDArray[np.f
     for word in encoded.dictionary.to_pylist():
         share = 0.5 if word.lower().startswith("tie") else kind.verdicts.get(word)
         shares.append(float("nan") if share is None else share)
-        outcomes.append(0 if share is not None else 4 if word else 3)
+        outcomes.append(0 if share is not None else 3 if word in kind.missing else 4)
         if outcomes[-1] == 4 and len(unknown) < 5:
             unknown.add(word[:40])
     code_N = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
