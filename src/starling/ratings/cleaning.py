@@ -3,13 +3,14 @@
 The rules of `elo_analysis`, in its order: languages, excluded models, anonymous votes only, no ties, the first votes of a judge
 and day, judges who are outliers. Departures: days are those of UTC (there, of the machine's time zone), so that a file gives the
 same everywhere; the votes of one day are taken in the order of time; and ties are no evidence either way (there, a tie on a pair
-without a tie so far has the p-value 0, which alone makes its judge an outlier).
+whose decided votes all agree has the p-value 0, which alone makes its judge an outlier).
 
-Outlier judges: each decided vote of a judge on a pair has two p-values, the shares of all decided votes on that pair that are
-at most, and at least, as much in favour of its first model. If he votes like the others, the product of 1/(2p) over his
-votes is seldom large: above 1/α at any time with a chance of about α (a betting martingale; Shafer
-2021). Whoever goes above on either side within his first 100 decided votes is left out; judges with fewer than five votes are
-not tested. Shape suffixes: N battles, J judges, P pairs.
+Outlier judges: each decided vote of a judge on a pair has two p-values, the shares of all decided votes on that pair that are at
+most, and at least, as much in favour of its first model. If he votes like the others, the product of 1/(2p) over his votes is
+seldom large: above 1/α at any time with a chance of about α (a betting martingale; Shafer 2021). Whoever goes above on either
+side within his first 100 decided votes is left out; judges with fewer than five votes are not tested.
+
+Shape suffixes: N battles, J judges, P pairs.
 """
 
 from __future__ import annotations
