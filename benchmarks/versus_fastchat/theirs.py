@@ -1,10 +1,10 @@
 """FastChat's side, in a process of its own: its `rating_systems.py` on a DataFrame in memory, one worker process.
 
-    python benchmarks/versus_fastchat/theirs.py '{"task": "style", "path": …, "module": …, "rounds": 100, "seed": 0, "checked": 5}'
+    python benchmarks/versus_fastchat/theirs.py '{"task": "style", "path": …, "warm": …, "module": …, …}'
 
-`module` is the file rating_systems.py of a checkout, or "" for `restated.py`. Needs numpy, scipy, pandas, pyarrow and tqdm; nothing
-of Starling. Prints one JSON object: CPU-seconds of fit and bootstrap with their preparation (not of making the DataFrame), workers
-included, and the distance of fit and rounds from their optima, which are looked for afterwards.
+`module` is the file rating_systems.py of a checkout, or "" for `restated.py`. Needs numpy, scipy, pandas, pyarrow and tqdm;
+nothing of Starling. Prints one JSON object: CPU-seconds of fit and bootstrap with their preparation (not of making the DataFrame),
+workers included, and the distance of fit and rounds from their optima, which are looked for afterwards.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def load(path: str) -> Any:
     return module
 
 
-def main(spec: dict[str, Any]) -> dict[str, Any]:
-    """Measure one task."""
-    module = load(spec["module"])
+def measure(module: Any, spec: dict[str, Any]) -> dict[str, Any]:
+    """One task."""
     columns = ["model_a", "model_b", "winner"] + (["conv_metadata"] if spec["task"] == "style" else [])
     battles = pd.read_parquet(spec["path"], columns=columns)
     np.random.seed(spec["seed"])
@@ -89,4 +88,7 @@ def style_rounds(module: Any, battles: Any, spec: dict[str, Any]) -> tuple[peak.
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    request = json.loads(sys.argv[1])
+    measured = load(request["module"])
+    measure(measured, {**request, "path": request["warm"], "rounds": 2, "checked": 0})  # loading libraries is not counted
+    print(json.dumps(measure(measured, request)))
