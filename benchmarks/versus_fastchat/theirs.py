@@ -3,8 +3,8 @@
     python benchmarks/versus_fastchat/theirs.py '{"task": "style", "path": …, "warm": …, "module": …, …}'
 
 `module` is the file rating_systems.py of a checkout, or "" for `restated.py`. Needs numpy, scipy, pandas, pyarrow and tqdm;
-nothing of Starling. Prints one JSON object: CPU-seconds of fit and bootstrap with their preparation (not of making the DataFrame),
-workers included, and the distance of fit and rounds from their optima, which are looked for afterwards.
+nothing of Starling. Prints one JSON object: CPU-seconds of fit and bootstrap with their preparation (not of making the
+DataFrame), workers included, and the distance of fit and rounds from their optima, which are looked for afterwards.
 """
 
 from __future__ import annotations
