@@ -13,7 +13,8 @@ What a row becomes:
     unparsed, …       a comparison without a winner, by its own outcome
 
 Ten million battles are read in bounded memory: the columns that nobody wants are not read, a batch of rows is turned into codes
-before the next one is, and names of which there may be millions stay in Arrow's memory.
+before the next one is, and of names that are too many to keep, such as a log's ids of conversations, only a hash of 64 bits is
+kept: two of ten million names coincide with a chance of 3 in a million.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -38,8 +41,8 @@ if TYPE_CHECKING:
 
 BATCH = 1 << 15
 """Rows turned into codes at once."""
-_MANY = 1 << 16
-"""More names than this stay in Arrow's memory."""
+MOST_NAMES = 1 << 20
+"""Names of a column that are kept while a file is read, counted batch by batch; beyond, their hashes are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +77,16 @@ def read_votes(
     Raises:
         InputError: a file that is missing, damaged, or of no known kind.
     """
-    if categories is not None:
-        wanted = wanted | {"prompt"}
-    found = _Gathered(wanted)
+    found = _Gathered(wanted, categories)
     files = rows.files_of(paths)
     total = sum(rows.count_rows(f) for f in files) if all(f.name.endswith(".parquet") for f in files) else 0
     progress.start("read votes", total)
     for path in files:
-        for columns, kind in _columns_of(path, wanted, found.outcomes):
+        for columns, kind in _columns_of(path, found.wanted, found.outcomes):
             found.add(columns, kind)
             progress.advance(len(columns.a))
     progress.finish()
-    return Votes(
-        battles=found.battles(categories), outcomes=dict(found.outcomes), unknown_winners=tuple(sorted(found.unknown)[:5])
-    )
+    return Votes(battles=found.battles(), outcomes=dict(found.outcomes), unknown_winners=tuple(sorted(found.unknown)[:5]))
 
 
 def read_categories(path: Path) -> dict[str, str]:
@@ -157,11 +156,13 @@ def _known(kind: Kind | None, names: Sequence[str] | Mapping[str, Any], path: Pa
 class _Gathered:
     """What was read so far: codes per batch, with each batch's names."""
 
-    def __init__(self, wanted: frozenset[str]) -> None:
+    def __init__(self, wanted: frozenset[str], categories: Mapping[str, str] | None) -> None:
         self.outcomes: Counter[str] = Counter()
         self.unknown: set[str] = set()
-        self._wanted = wanted
-        self._names: dict[str, list[pa.Array]] = {key: [] for key in ("a", "b", *TEXTS)}
+        self._categories = categories
+        self.wanted = wanted if categories is None else wanted | {"prompt", "category"}
+        self._models: tuple[list[pa.Array], list[pa.Array]] = ([], [])
+        self._texts = {key: _Names() for key in TEXTS if key in self.wanted}
         self._there: set[str] = set()
         self._numbers: dict[str, list[NDArray[Any]]] = {key: [] for key in ("score", "time", "anonymous", "style_a", "style_b")}
 
@@ -175,11 +176,15 @@ class _Gathered:
                 self.outcomes[names[code]] += count
         keep_N = outcome_N == 0
         mask, count = pa.array(keep_N), int(keep_N.sum())
-        for key, values in (("a", columns.a), ("b", columns.b), *((key, columns.texts.get(key)) for key in TEXTS)):
-            if key in ("a", "b", *self._wanted):
-                self._there |= {key} if values is not None else set()
-                values = pa.array([""]).take(pa.array(np.zeros(count, np.int32))) if values is None else values.filter(mask)
-                self._names[key].append(values.fill_null("").dictionary_encode())
+        for chunks, models in zip(self._models, (columns.a, columns.b), strict=True):
+            chunks.append(models.filter(mask).dictionary_encode())
+        if self._categories is not None and "prompt" in columns.texts:
+            columns.texts["category"] = _category(columns.texts["prompt"], self._categories)
+        for key, column in self._texts.items():
+            values = columns.texts.get(key)
+            self._there |= {key} if values is not None else set()
+            values = pa.nulls(count, pa.string()) if values is None else values.filter(mask)
+            column.add(values.fill_null("").dictionary_encode())
         self._numbers["score"].append(score_N[keep_N].astype(np.float32))
         style = columns.style_NF or (None, None)
         for key, numbers, missing in (
@@ -188,30 +193,21 @@ class _Gathered:
             ("style_a", style[0], np.full((count, len(STYLE_FEATURES)), np.nan, dtype=np.float32)),
             ("style_b", style[1], np.full((count, len(STYLE_FEATURES)), np.nan, dtype=np.float32)),
         ):
-            if key.removesuffix("_a").removesuffix("_b") in self._wanted:
+            if key.removesuffix("_a").removesuffix("_b") in self.wanted:
                 self._there |= {key} if numbers is not None else set()
                 self._numbers[key].append(missing if numbers is None else numbers[keep_N])
 
-    def battles(self, categories: Mapping[str, str] | None) -> Battles:
+    def battles(self) -> Battles:
         """All of it, with one numbering of the names."""
-        batches = len(self._names["a"])
-        models, codes = _unified(self._names.pop("a") + self._names.pop("b"), batches)
-        named: dict[str, Named | None] = {}
-        for key in TEXTS:
-            chunks = self._names.pop(key)
-            if key in self._there:
-                names, (codes_N, _) = _unified(chunks, len(chunks))
-                named[key] = Named(names=names, codes_N=codes_N)
-        if categories is not None:
-            prompts = named.get("prompt")
-            if prompts is None:
-                raise InputError("The votes do not say their prompt", where="the votes given", cure="leave out the prompts' file")
-            named["category"] = _categories(prompts, categories)
+        models, (a_N, b_N) = _unified(self._models)
+        named = {key: column.named() for key, column in self._texts.items() if key in self._there}
+        if self._categories is not None and "prompt" not in named and len(a_N):
+            raise InputError("The votes do not say their prompt", where="the votes given", cure="leave out the prompts' file")
         numbers = {key: _joined(self._numbers.pop(key)) if key in self._there else None for key in list(self._numbers)[1:]}
         return Battles(
-            models=tuple(models),
-            a_N=codes[0],
-            b_N=codes[1],
+            models=models,
+            a_N=a_N,
+            b_N=b_N,
             score_a_N=_joined(self._numbers.pop("score"), np.float32),
             time_N=numbers["time"],
             anonymous_N=numbers["anonymous"],
@@ -268,14 +264,48 @@ def _words(words: pa.Array, kind: Kind, unknown: set[str]) -> tuple[NDArray[np.f
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _ArrowNames(Sequence[str]):
-    """Millions of names where Arrow keeps them; a text is made of the one asked for."""
+class _Names:
+    """One column of names, batch by batch."""
 
-    def __init__(self, names: pa.Array) -> None:
-        self._names = names
+    def __init__(self) -> None:
+        self._chunks: list[pa.Array] = []
+        self._hashes: list[NDArray[np.uint64]] = []
+        self._kept = 0
+
+    def add(self, chunk: pa.Array) -> None:
+        """The names of a batch, dictionary-encoded."""
+        self._chunks.append(chunk)
+        self._kept += len(chunk.dictionary)
+        if self._kept > MOST_NAMES:
+            self._hashes += [_hashed(kept) for kept in self._chunks]
+            self._chunks.clear()
+
+    def named(self) -> Named:
+        """The whole column."""
+        if not self._hashes:
+            names, (codes_N,) = _unified((self._chunks,))
+            return Named(names=names, codes_N=codes_N)
+        hashes, number_N = np.unique(np.concatenate(self._hashes), return_inverse=True)
+        self._hashes.clear()
+        return Named(names=_Hashes(hashes), codes_N=number_N.astype(np.int32))
+
+
+def _hashed(chunk: pa.Array) -> NDArray[np.uint64]:
+    """64 bits for each name; 0 for the empty one."""
+    names = chunk.dictionary.to_pylist()
+    digests = [blake2b(n.encode("utf-8", "surrogatepass"), digest_size=8).digest() if n else bytes(8) for n in names]
+    hashes = np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+    return np.asarray(hashes[chunk.indices.to_numpy(zero_copy_only=False)])
+
+
+class _Hashes(Sequence[str]):
+    """Names of which only hashes are known, as hexadecimal digits."""
+
+    def __init__(self, hashes: NDArray[np.uint64]) -> None:
+        self._hashes = hashes
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._hashes)
 
     @overload
     def __getitem__(self, at: int) -> str: ...
@@ -283,27 +313,29 @@ class _ArrowNames(Sequence[str]):
     def __getitem__(self, at: slice) -> Sequence[str]: ...
     def __getitem__(self, at: int | slice) -> str | Sequence[str]:
         if isinstance(at, slice):
-            start, stop, step = at.indices(len(self))
-            return [self[i] for i in range(start, stop, step)]
-        return str(self._names[at].as_py())
+            return _Hashes(self._hashes[at])
+        value = int(self._hashes[at])
+        return f"{value:016x}" if value else ""
 
 
-def _unified(chunks: list[pa.Array], split: int) -> tuple[Sequence[str], tuple[Codes, Codes]]:
-    """One numbering of all chunks' names, and the codes of the chunks before number `split` and of the others."""
+def _unified(columns: Sequence[list[pa.Array]]) -> tuple[tuple[str, ...], list[Codes]]:
+    """One numbering of the names of some columns of chunks, and each column's codes. Empties the lists."""
     import pyarrow as pa
 
-    if not chunks:
-        return (), (np.zeros(0, np.int32), np.zeros(0, np.int32))
-    joined = pa.chunked_array(chunks).unify_dictionaries()
-    chunks.clear()
-    dictionary = joined.chunk(0).dictionary
-    names = tuple(dictionary.to_pylist()) if len(dictionary) <= _MANY else _ArrowNames(dictionary)
+    ends = np.cumsum([0, *(len(chunks) for chunks in columns)])
+    if not ends[-1]:
+        return (), [np.zeros(0, np.int32) for _ in columns]
+    joined = pa.chunked_array([chunk for chunks in columns for chunk in chunks]).unify_dictionaries()
+    for chunks in columns:
+        chunks.clear()
     codes = [np.asarray(chunk.indices.to_numpy(zero_copy_only=False), dtype=np.int32) for chunk in joined.chunks]
-    return names, (_joined(codes[:split], np.int32), _joined(codes[split:], np.int32))
+    names = tuple(joined.chunk(0).dictionary.to_pylist())
+    return names, [_joined(codes[start:stop], np.int32) for start, stop in pairwise(ends.tolist())]
 
 
-def _categories(prompts: Named, categories: Mapping[str, str]) -> Named:
-    """Each battle's category by its prompt; "" for a prompt that the file of prompts does not have."""
-    number: dict[str, int] = {}
-    code_P = np.array([number.setdefault(categories.get(p, ""), len(number)) for p in prompts.names], dtype=np.int32)
-    return Named(names=tuple(number), codes_N=code_P[prompts.codes_N])
+def _category(prompts: pa.Array, categories: Mapping[str, str]) -> pa.Array:
+    """Each row's category by its prompt; null for a prompt that the file of prompts does not have."""
+    import pyarrow as pa
+
+    encoded = prompts.fill_null("").dictionary_encode()
+    return pa.array([categories.get(p) for p in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starling.ratings import markdown
+from starling.ratings import log_style
 from starling.ratings.battles import STYLE_FEATURES
 
 if TYPE_CHECKING:
@@ -272,11 +272,11 @@ def _styles(
     metadata: Sequence[Any], first: Sequence[Any], second: Sequence[Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Counts of both answers [N, F]: those of the log, else counted in the conversations, else NaN."""
-    sides: tuple[list[markdown.Counts], list[markdown.Counts]] = ([], [])
+    sides: tuple[list[log_style.Counts], list[log_style.Counts]] = ([], [])
     for saved, *turns in zip(metadata, first, second, strict=True):
-        counts = [markdown.of_metadata(saved, side) for side in ("a", "b")]
+        counts = [log_style.of_metadata(saved, side) for side in ("a", "b")]
         if any(found[0] != found[0] for found in counts):  # both of one source: tokens of two kinds do not compare
-            counts = [markdown.of_conversation(one) for one in turns]
+            counts = [log_style.of_conversation(one) for one in turns]
         for side_F, found in zip(sides, counts, strict=True):
             side_F.append(found)
     one, other = (np.array(side, dtype=np.float32).reshape(-1, len(STYLE_FEATURES)) for side in sides)
@@ -292,7 +292,7 @@ def _arrow_styles(metadata: pa.Array | None) -> tuple[NDArray[np.float32], NDArr
     sides = []
     for side in ("a", "b"):
         columns = []
-        for name in markdown.metadata_names(side):
+        for name in log_style.metadata_names(side):
             if metadata.type.get_field_index(name) < 0:
                 return None
             total_N = _arrow_total(metadata, name)

@@ -1,34 +1,19 @@
-"""Style of an answer in numbers: its length, headers, list items and bold passages.
+"""The style of both answers of a battle, from FastChat's `conv_metadata`, or counted in the conversations where it is absent.
 
-The counts are those of FastChat's battle logs (`conv_metadata`, made by its `add_markdown_info`): over all the model's turns,
-code blocks left out of the markdown counts. The length there is tokens of OpenAI's tokenizer. Here it is estimated at four
-characters each, as everywhere in Starling; style features compare two answers, so that the unit falls out.
+The metadata holds counts over all the model's turns: tokens of OpenAI's tokenizer, and headers, list items and bold passages by
+kind, which are added up. What is counted here: `style_counts`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-_CODE = re.compile(r"```[^`]*```")
-_HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
-_ITEM = re.compile(r"^\s*(?:\d+\.|[-*+])\s", re.MULTILINE)
-_BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
+from starling.ratings.style_counts import counts
 
 Counts = tuple[float, float, float, float]
 """Length, headers, lists, bold: the order of STYLE_FEATURES."""
 UNKNOWN: Counts = (float("nan"),) * 4
-
-
-def count(answer: str) -> Counts:
-    """The counts of one answer's text.
-
-    >>> count("# Fruit\\n- **apples**\\n- pears\\n")
-    (7.25, 1.0, 2.0, 1.0)
-    """
-    plain = _CODE.sub("", answer)
-    return len(answer) / 4, *(float(len(pattern.findall(plain))) for pattern in (_HEADER, _ITEM, _BOLD))  # type: ignore[return-value]
 
 
 def of_conversation(turns: Any) -> Counts:
@@ -36,7 +21,10 @@ def of_conversation(turns: Any) -> Counts:
     if not isinstance(turns, list | tuple):
         return UNKNOWN
     answers = [_text(turn.get("content")) for turn in turns if isinstance(turn, Mapping) and turn.get("role") == "assistant"]
-    return count("\n".join(answers)) if answers else UNKNOWN
+    if not answers:
+        return UNKNOWN
+    length, headers, lists, bold = counts("\n".join(answers))
+    return float(length), float(headers), float(lists), float(bold)
 
 
 def _text(content: Any) -> str:
