@@ -1,7 +1,7 @@
 """The peer where no checkout of FastChat is at hand: what its rating_systems.py does, written down anew from its description.
 
 The same optimiser with the same limits (scipy's L-BFGS-B from 0, at most 100 steps, gradient below 1e-6), the same objectives,
-the same draws in the same order. Only `--fastchat` measures FastChat itself; docs/ratings-style.md says how far the two are apart.
+the same draws in the same order. Only `--fastchat` measures FastChat itself; docs/ratings-style.md tells how both came out.
 """
 
 from __future__ import annotations
