@@ -185,7 +185,7 @@ def _columns(
         winner=_texts(column([kind.winner]) if kind.winner else none, len(a)),
         second=_texts(column([kind.second])) if kind.second else None,
         outcome=_texts(column([kind.outcome]), len(a)) if kind.outcome else None,
-        score_N=_numbers(none if score is None else score),
+        score_N=np.full(len(a), np.nan) if score is None else _numbers(score),
         texts={key: _texts(values) for key, values in optional.items() if values is not None},
         time_N=None if time is None else _times(time),
         anonymous_N=None if anonymous is None else _numbers(anonymous) == 1,
