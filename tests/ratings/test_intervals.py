@@ -132,6 +132,10 @@ def test_the_bootstrap_agrees_with_the_sandwich_and_is_the_same_twice(monkeypatc
     assert first.draws_RM.mean(0) == pytest.approx(fit.strength_M, abs=0.02)
     assert (bootstrap(fit, battles, rounds=800, seed=1).draws_RM == first.draws_RM).all()
     assert (bootstrap(fit, battles, rounds=800, seed=2).draws_RM != first.draws_RM).any()
+    # The middle 95 % of the draws: of 800, places 20.025 and 780.975.
+    ordered = np.sort(first.draws_RM, axis=0)
+    assert first.bounds()[0] == pytest.approx(ordered[19] + 0.025 * (ordered[20] - ordered[19]))
+    assert first.bounds()[1] == pytest.approx(ordered[779] + 0.975 * (ordered[780] - ordered[779]))
     low_M, high_M = first.bounds(2)
     assert (low_M[2], high_M[2]) == pytest.approx([fit.strength_M[2]] * 2)
     assert first.without_maximum == 0

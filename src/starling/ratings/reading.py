@@ -77,6 +77,8 @@ def read_votes(
     Raises:
         InputError: a file that is missing, damaged, or of no known kind.
     """
+    import pyarrow as pa
+
     found = _Gathered(wanted, categories)
     files = rows.files_of(paths)
     total = sum(rows.count_rows(f) for f in files) if all(f.name.endswith(".parquet") for f in files) else 0
@@ -86,7 +88,9 @@ def read_votes(
             found.add(columns, kind)
             progress.advance(len(columns.a))
     progress.finish()
-    return Votes(battles=found.battles(), outcomes=dict(found.outcomes), unknown_winners=tuple(sorted(found.unknown)[:5]))
+    battles = found.battles()
+    pa.default_memory_pool().release_unused()
+    return Votes(battles=battles, outcomes=dict(found.outcomes), unknown_winners=tuple(sorted(found.unknown)[:5]))
 
 
 def read_categories(path: Path) -> dict[str, str]:
