@@ -101,9 +101,13 @@ def _known(name: str) -> bool:
 def count_rows(path: Path) -> int:
     """About how many rows a file has, for progress: exact but for blank lines; what is there before any damage."""
     if path.name.lower().endswith(".parquet"):
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return int(pq.read_metadata(path).num_rows)
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (pa.ArrowException, OSError):  # whoever reads it says so
+            return 0
     name, count = path.name.lower(), 0
     if not name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         return sum(1 for _ in read_rows(path))

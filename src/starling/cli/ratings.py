@@ -94,6 +94,7 @@ def ratings(
     # Many small solves: threads gain nothing on them, and beside other work on the same cores they cost a factor of ten and more.
     # numpy's library reads this once, when it is loaded; a user's own value stays.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from starling.errors import UsageError
     from starling.ratings.battles import STYLE_FEATURES
     from starling.ratings.bradley_terry import Scale
     from starling.ratings.cleaning import Rules
@@ -120,6 +121,10 @@ def ratings(
     )
     for name in wanted.style:
         _one_of("--style", name, STYLE_FEATURES)
+    if style_ridge != "none" and not wanted.style:
+        raise UsageError(
+            "--style-ridge is a penalty of --style", where="the command line", cure="add --style all, or use --ridge"
+        )
     rules = Rules(
         anonymous=anonymous,
         languages=tuple(language or ()),

@@ -2,15 +2,15 @@
 
 The rules of `elo_analysis`, in its order: languages, excluded models, anonymous votes only, no ties, the first votes of a judge
 and day, judges who are outliers. Departures: days are those of UTC (there, of the machine's time zone), so that a file gives the
-same everywhere; the votes of one day are taken in the order of time; a judge's own votes are left out of what he is compared
-with (there, few voters on a pair excuse each other); and ties are no evidence either way (there, a tie passes for as extreme as
-the mildest vote).
+same everywhere; the votes of one day are taken in the order of time; and ties are no evidence either way (there, a tie on a pair
+whose decided votes all agree has the p-value 0, which alone makes its judge an outlier).
 
-Outlier judges: each vote of a judge on a pair has two p-values, the shares of the other judges' decided votes on that pair that
-are at most, and at least, as much in favour of its first model. Under the hypothesis that he votes like the others, the
-product of 1/(2p) over his votes is seldom large: above 1/α at any time with a chance of about α (a betting martingale; Shafer
-2021). Whoever goes above on either side within his first 100 decided votes is left out; judges with fewer than five votes are
-not tested. Shape suffixes: N battles, J judges, P pairs.
+Outlier judges: each decided vote of a judge on a pair has two p-values, the shares of all decided votes on that pair that are at
+most, and at least, as much in favour of its first model. If he votes like the others, the product of 1/(2p) over his votes is
+seldom large: above 1/α at any time with a chance of about α (a betting martingale; Shafer 2021). Whoever goes above on either
+side within his first 100 decided votes is left out; judges with fewer than five votes are not tested.
+
+Shape suffixes: N battles, J judges, P pairs.
 """
 
 from __future__ import annotations
@@ -146,13 +146,9 @@ def outliers(battles: Battles, alpha: float = ALPHA) -> NDArray[np.bool_]:
     _, pair_N = np.unique(pair_N, return_inverse=True)
     won_N = np.where(a_N < b_N, battles.score_a_N[rows] > 0.5, battles.score_a_N[rows] < 0.5)
     wins_P, all_P = np.bincount(pair_N, won_N), np.bincount(pair_N)
-    # The others' votes on each vote's pair: all of the pair, less the judge's own.
-    _, own_N = np.unique(code_N.astype(np.int64) * len(all_P) + pair_N, return_inverse=True)
-    others_N = (all_P[pair_N] - np.bincount(own_N)[own_N]).astype(np.float64)
-    for_first_N = wins_P[pair_N] - np.bincount(own_N, won_N)[own_N]
-    # Rank-type p-values of a vote among itself and the others: never 0, and 1 where there is nobody to compare with.
-    up_N = np.where(won_N, 1.0, (others_N - for_first_N + 1) / (others_N + 1))
-    down_N = np.where(won_N, (for_first_N + 1) / (others_N + 1), 1.0)
+    share_N = (wins_P / all_P)[pair_N]
+    # A vote is one of its pair's, so that no share is 0.
+    up_N, down_N = np.where(won_N, 1.0, 1 - share_N), np.where(won_N, share_N, 1.0)
     out_J = np.zeros(len(judge.names), dtype=bool)
     order_N = np.argsort(code_N, kind="stable")
     starts_J = np.searchsorted(code_N[order_N], np.arange(len(judge.names) + 1))

@@ -77,6 +77,8 @@ def read_votes(
     Raises:
         InputError: a file that is missing, damaged, or of no known kind.
     """
+    import pyarrow as pa
+
     found = _Gathered(wanted, categories)
     files = rows.files_of(paths)
     total = sum(rows.count_rows(f) for f in files) if all(f.name.endswith(".parquet") for f in files) else 0
@@ -86,7 +88,9 @@ def read_votes(
             found.add(columns, kind)
             progress.advance(len(columns.a))
     progress.finish()
-    return Votes(battles=found.battles(), outcomes=dict(found.outcomes), unknown_winners=tuple(sorted(found.unknown)[:5]))
+    battles = found.battles()
+    pa.default_memory_pool().release_unused()
+    return Votes(battles=battles, outcomes=dict(found.outcomes), unknown_winners=tuple(sorted(found.unknown)[:5]))
 
 
 def read_categories(path: Path) -> dict[str, str]:
@@ -254,7 +258,7 @@ def _words(words: pa.Array, kind: Kind, unknown: set[str]) -> tuple[NDArray[np.f
     for word in encoded.dictionary.to_pylist():
         share = 0.5 if word.lower().startswith("tie") else kind.verdicts.get(word)
         shares.append(float("nan") if share is None else share)
-        outcomes.append(0 if share is not None else 4 if word else 3)
+        outcomes.append(0 if share is not None else 3 if word in kind.missing else 4)
         if outcomes[-1] == 4 and len(unknown) < 5:
             unknown.add(word[:40])
     code_N = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)

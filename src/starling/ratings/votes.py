@@ -44,6 +44,8 @@ class Kind:
     winner: str
     verdicts: Mapping[str, float]
     """Share of a by the winner's word; words that begin with "tie" are ties in every kind."""
+    missing: tuple[str, ...] = ("",)
+    """Words that stand where there is no verdict."""
     second: str = ""
     """The winner of the game in the other order."""
     outcome: str = ""
@@ -79,6 +81,7 @@ KINDS = (
         winner="g1_winner",
         second="g2_winner",
         verdicts={"model_1": 1.0, "model_2": 0.0},
+        missing=("", "error"),
         fields=_COMMON | {"judge": ("judge",), "prompt": ("question_id",)},
     ),
     Kind(
