@@ -246,6 +246,14 @@ def test_a_round_that_did_not_draw_a_model_or_links_between_groups_has_no_maximu
     assert near.maximum(((a_N < 2) == (b_N < 2)).astype(float)) is None
 
 
+def test_a_table_bends_in_every_direction_only_if_all_models_met() -> None:
+    chain = np.array([[1.0, -1, 0], [-1, 2, -1], [0, -1, 1]])
+    apart = np.array([[1.0, -1, 0], [-1, 1, 0], [0, 0, 0]])
+    assert style_fit._definite(style_fit.filled(chain, np.zeros(3), 3))
+    assert not style_fit._definite(style_fit.filled(apart, np.zeros(3), 3))
+    assert style_fit._definite(style_fit.filled(apart, np.ones(3), 3))
+
+
 # ── laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -130,7 +130,7 @@ def style_control(
     if rounds:
         draws_RP, redone = redraw(design, known, found.theta_P, penalty_P, cluster, rounds=rounds, seed=seed, progress=progress)
         covariance_PP = np.atleast_2d(np.cov(draws_RP.T))
-        interval_F2 = np.quantile(draws_RP[:, models:], [0.025, 0.975], axis=0).T
+        interval_F2 = np.quantile(draws_RP[:, models:], [0.025, 0.975], axis=0, method="weibull").T  # as Uncertainty.bounds
     else:
         draws_RP, redone = None, 0
         covariance_PP = sandwich_covariance(design, known, found, cluster)
