@@ -15,8 +15,8 @@ takes minutes for 100 rounds (lm-sys/FastChat pull request 3523). So it comes fr
 
     pip install "starling-rlaif[bench-ratings]" -c constraints.txt
     git clone https://github.com/lm-sys/FastChat && git -C FastChat checkout 0e6d3e4beaab66f4d3f93db72541a4abab8af28d
-    python benchmarks/ratings_vs_fastchat.py --fastchat FastChat           about two minutes
-    python benchmarks/ratings_vs_fastchat.py --fastchat FastChat --quick --json
+    python benchmarks/ratings_vs_fastchat.py --fastchat FastChat           three rounds: about five minutes of CPU
+    python benchmarks/ratings_vs_fastchat.py --fastchat FastChat --quick --json       under two
 
 Without `--fastchat` the peer is versus_fastchat/restated.py, the same method written down anew, and the result says so.
 `--peer-python PATH` runs the peer in another environment (numpy, scipy, pandas, pyarrow, tqdm). Results on stdout (Markdown, or
@@ -155,7 +155,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; the defaults are the settings behind docs/ratings-style.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--quick", action="store_true", help="20 rounds instead of 100, one round checked; well under a minute")
+    add("--quick", action="store_true", help="one run of the peer, one round of each side checked")
     add("--json", action="store_true", help="one JSON object instead of a table")
     add("--out", type=Path, help="folder for ratings_vs_fastchat.json")
     add("--fastchat", type=Path, help="checkout of FastChat, or its rating_systems.py; without it the peer is restated")
@@ -165,13 +165,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--models", type=int, default=100)
     add("--ties", type=float, default=0.3, help="share of battles that end in a tie")
     add("--rounds", type=int, default=100, help="bootstrap rounds")
-    add("--repeats", type=int, default=1, help="runs of the peer; each has a run of Starling before and one after it")
+    add("--repeats", type=int, default=3, help="runs of the peer; each has a run of Starling before and one after it")
     add("--checked", type=int, default=5, help="rounds of each side whose optimum is looked for")
     add("--many", type=int, default=10_000_000, help="battles of the large log; 0 leaves it out")
     add("--seed", type=int, default=0)
     args = parser.parse_args(words)
     if args.quick:
-        args.rounds, args.checked = 20, 1
+        args.repeats, args.checked = 1, 1
     return args
 
 

@@ -124,8 +124,10 @@ def test_ratios_are_medians_of_their_runs_over_ours(monkeypatch: pytest.MonkeyPa
     assert lines[-1] == "70 battles: 2.5 s (reading 1.2), peak 0.50 GiB"
 
 
-def test_quick_asks_for_fewer_rounds() -> None:
-    assert (versus.arguments(["--quick"]).rounds, versus.arguments([]).rounds) == (20, 100)
+def test_quick_repeats_less_and_measures_the_same() -> None:
+    quick, whole = versus.arguments(["--quick"]), versus.arguments([])
+    assert (quick.repeats, whole.repeats) == (1, 3)
+    assert (quick.rounds, quick.battles, quick.many) == (whole.rounds, whole.battles, whole.many) == (100, 200_000, 10_000_000)
 
 
 def test_a_side_that_fails_is_told() -> None:
