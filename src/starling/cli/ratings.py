@@ -21,73 +21,89 @@ METHODS, INTERVALS, CLUSTERS = ("bradley-terry", "elo"), ("sandwich", "bootstrap
 PARTS, RIDGES = ("category", "language", "turn"), ("none", "coefficients", "fastchat")
 
 
+Files = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", help="Votes: FastChat battles, pair judgments, left/right csv, comparisons; or folders."),
+]
+Method = Annotated[str, typer.Option("--method", metavar="NAME", help="bradley-terry, or elo (online).")]
+Interval = Annotated[
+    str | None,
+    typer.Option("--interval", metavar="NAME", help="sandwich, bootstrap or none. Default: sandwich; of elo bootstrap."),
+]
+Rounds = Annotated[int, typer.Option("--rounds", min=2, help="Bootstrap rounds.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the bootstrap.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", metavar="NAME", help="prompt or judge: votes that share it are not independent.")
+]
+Anchor = Annotated[
+    str | None, typer.Option("--anchor", metavar="MODEL=RATING", help="Move the table so that the model has the rating.")
+]
+RelativeTo = Annotated[
+    str, typer.Option("--relative-to", metavar="MODEL", help="What counts as fixed in the intervals: the mean, or a model.")
+]
+By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="A table for each category, language or turn as well.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", help="Categories of prompts: rows {question_id, category} or {id, type}."),
+]
+Saved = Annotated[
+    Path | None,
+    typer.Option("--ratings", metavar="FILE", help="What --json printed before: its ratings stay, only new models are fitted."),
+]
+Ridge = Annotated[float, typer.Option("--ridge", min=0, help="Penalty that gives ratings where models are on no common scale.")]
+Matrix = Annotated[bool, typer.Option("--matrix", help="Battles, win rates and predicted win rates of every pair.")]
+Style = Annotated[
+    str | None,
+    typer.Option("--style", metavar="NAMES", help="Hold style equal: all, or some of length,headers,lists,bold."),
+]
+StyleRidge = Annotated[str, typer.Option("--style-ridge", metavar="NAME", help="none, fastchat or coefficients (arena-rank's).")]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Only votes cast without seeing the models' names.")]
+Language = Annotated[
+    list[str] | None, typer.Option("--language", metavar="NAME", help="Only votes in this language; may be repeated.")
+]
+KnownLanguage = Annotated[bool, typer.Option("--known-language", help="Only votes whose language is known.")]
+Without = Annotated[list[str] | None, typer.Option("--without", metavar="MODEL", help="Leave a model out; may be repeated.")]
+NoTies = Annotated[bool, typer.Option("--no-ties", help="Leave ties out; otherwise they are half wins.")]
+DailyCap = Annotated[
+    int | None, typer.Option("--daily-cap", min=1, metavar="N", help="At most N votes of a judge and day (UTC).")
+]
+DropOutliers = Annotated[
+    bool, typer.Option("--drop-outliers", help="Leave out judges whose votes are unlike the others' (p < .05).")
+]
+K = Annotated[float, typer.Option("--k", min=0, help="Elo: points that a sure winner's loss costs.")]
+Initial = Annotated[float, typer.Option("--initial", help="Mean rating, and where Elo begins.")]
+Points = Annotated[float, typer.Option("--scale", min=1e-9, help="Points that make odds of --base to 1.")]
+Base = Annotated[float, typer.Option("--base", min=1.000001, help="See --scale.")]
+
+
 @app.command("ratings")
 def ratings(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...", help="Votes: FastChat battles, pair judgments, left/right csv, comparisons; or folders."
-        ),
-    ],
-    method: Annotated[str, typer.Option("--method", metavar="NAME", help="bradley-terry, or elo (online).")] = "bradley-terry",
-    interval: Annotated[
-        str | None,
-        typer.Option("--interval", metavar="NAME", help="sandwich, bootstrap or none. Default: sandwich; of elo bootstrap."),
-    ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Bootstrap rounds.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="NAME", help="prompt or judge: votes that share it are not independent.")
-    ] = None,
-    anchor: Annotated[
-        str | None, typer.Option("--anchor", metavar="MODEL=RATING", help="Move the table so that the model has the rating.")
-    ] = None,
-    relative_to: Annotated[
-        str, typer.Option("--relative-to", metavar="MODEL", help="What counts as fixed in the intervals: the mean, or a model.")
-    ] = "mean",
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="NAME", help="A table for each category, language or turn as well.")
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", metavar="FILE", help="Categories of prompts: rows {question_id, category} or {id, type}."),
-    ] = None,
-    saved: Annotated[
-        Path | None,
-        typer.Option(
-            "--ratings", metavar="FILE", help="What --json printed before: its ratings stay, only new models are fitted."
-        ),
-    ] = None,
-    ridge: Annotated[
-        float, typer.Option("--ridge", min=0, help="Penalty that gives ratings where models are on no common scale.")
-    ] = 0.0,
-    matrix: Annotated[bool, typer.Option("--matrix", help="Battles, win rates and predicted win rates of every pair.")] = False,
-    style: Annotated[
-        str | None,
-        typer.Option("--style", metavar="NAMES", help="Hold style equal: all, or some of length,headers,lists,bold."),
-    ] = None,
-    style_ridge: Annotated[
-        str, typer.Option("--style-ridge", metavar="NAME", help="none, fastchat or coefficients (arena-rank's).")
-    ] = "none",
-    anonymous: Annotated[bool, typer.Option("--anonymous", help="Only votes cast without seeing the models' names.")] = False,
-    language: Annotated[
-        list[str] | None, typer.Option("--language", metavar="NAME", help="Only votes in this language; may be repeated.")
-    ] = None,
-    known_language: Annotated[bool, typer.Option("--known-language", help="Only votes whose language is known.")] = False,
-    without: Annotated[
-        list[str] | None, typer.Option("--without", metavar="MODEL", help="Leave a model out; may be repeated.")
-    ] = None,
-    no_ties: Annotated[bool, typer.Option("--no-ties", help="Leave ties out; otherwise they are half wins.")] = False,
-    daily_cap: Annotated[
-        int | None, typer.Option("--daily-cap", min=1, metavar="N", help="At most N votes of a judge and day (UTC).")
-    ] = None,
-    drop_outliers: Annotated[
-        bool, typer.Option("--drop-outliers", help="Leave out judges whose votes are unlike the others' (p < .05).")
-    ] = False,
-    k: Annotated[float, typer.Option("--k", min=0, help="Elo: points that a sure winner's loss costs.")] = 4.0,
-    initial: Annotated[float, typer.Option("--initial", help="Mean rating, and where Elo begins.")] = 1000.0,
-    scale: Annotated[float, typer.Option("--scale", min=1e-9, help="Points that make odds of --base to 1.")] = 400.0,
-    base: Annotated[float, typer.Option("--base", min=1.000001, help="See --scale.")] = 10.0,
+    files: Files,
+    method: Method = "bradley-terry",
+    interval: Interval = None,
+    rounds: Rounds = 1000,
+    seed: Seed = 0,
+    cluster: Cluster = None,
+    anchor: Anchor = None,
+    relative_to: RelativeTo = "mean",
+    by: By = None,
+    prompts: Prompts = None,
+    saved: Saved = None,
+    ridge: Ridge = 0.0,
+    matrix: Matrix = False,
+    style: Style = None,
+    style_ridge: StyleRidge = "none",
+    anonymous: Anonymous = False,
+    language: Language = None,
+    known_language: KnownLanguage = False,
+    without: Without = None,
+    no_ties: NoTies = False,
+    daily_cap: DailyCap = None,
+    drop_outliers: DropOutliers = False,
+    k: K = 4.0,
+    initial: Initial = 1000.0,
+    scale: Points = 400.0,
+    base: Base = 10.0,
     as_json: AsJson = False,
 ) -> None:
     """Rate models from votes: a table with ranks and 95 % intervals, from battle logs, human votes or judgments."""
