@@ -73,6 +73,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["outcomes"] == {"rated": 300, "not_json": 1}
     assert result["rows"] == 301
     assert result["removed"] == {"daily_cap": 225, "outlier_judges": 0, "outlier_judges_votes": 0}
+    assert found(capsys, path, "--daily-cap", 3)["removed"] == {"daily_cap": 225}
     assert set(result["parts"]) == {"English", "German"}
     assert result["parts"]["German"]["ratings"][0]["rating"] > 0
     assert result["scale"] == {"points": 400.0, "base": 10.0, "initial": 1000.0}
@@ -91,7 +92,7 @@ def test_methods_and_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str
         same = found(capsys, path, *options)
         assert [one["rating"] for one in same["ratings"]] == pytest.approx([one["rating"] for one in plain["ratings"]])
     elo = found(capsys, path, "--method", "elo", "--rounds", 20, "--k", 8)
-    assert (elo["method"], elo["interval"]) == ("elo", "bootstrap")
+    assert (elo["method"], elo["interval"], elo["notes"]) == ("elo", "bootstrap", [])  # the log has times, and they are read
     style = found(capsys, path, "--style", "length", "--style-ridge", "fastchat")
     assert style["style"][0]["feature"] == "length"
     code, out, _ = asked(capsys, path, "--style", "length")
