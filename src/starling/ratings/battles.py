@@ -20,7 +20,8 @@ STYLE_FEATURES = ("length", "headers", "lists", "bold")
 class Named:
     """A column of names as numbers: row n has the name `names[codes_N[n]]`."""
 
-    names: tuple[str, ...]
+    names: Sequence[str]
+    """A tuple, or, where there may be millions, something that makes a text only of the name asked for. "" is not known."""
     codes_N: Codes
 
 
@@ -44,6 +45,8 @@ class Battles:
     """What was asked: the cluster of intervals."""
     category: Named | None = None
     language: Named | None = None
+    turn: Named | None = None
+    """Which turn of the conversation the vote is about, e.g. "1"."""
     time_N: NDArray[np.float64] | None = None
     """Seconds since 1970."""
     style_a_NF: NDArray[np.float32] | None = None

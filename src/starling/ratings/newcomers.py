@@ -111,7 +111,7 @@ def rate_new(battles: Battles, known: KnownRatings, *, cluster: Cluster | None =
         slope_F = (won_M - (games_MM * chances(strength_M)).sum(1))[new_M]
         curvature_FF = curvature(strength_M, pairs)[np.ix_(new_M, new_M)]
         step_F = np.linalg.solve(curvature_FF, slope_F)
-        change = float(np.abs(step_F).max() + max(0.0, *step_F) - min(0.0, *step_F)) / 2
+        change = max(0.0, float(step_F.max())) - min(0.0, float(step_F.min()))  # the known ones do not move
         strength_M[new_M] += step_F * (np.log1p(change) / change if change > 1e-12 else 1.0)
         if change <= _SETTLED:
             break

@@ -130,7 +130,7 @@ def style_control(
     if rounds:
         draws_RP, redone = redraw(design, known, found.theta_P, penalty_P, cluster, rounds=rounds, seed=seed, progress=progress)
         covariance_PP = np.atleast_2d(np.cov(draws_RP.T))
-        interval_F2 = np.quantile(draws_RP[:, models:], [0.025, 0.975], axis=0).T
+        interval_F2 = np.quantile(draws_RP[:, models:], [0.025, 0.975], axis=0, method="weibull").T  # as Uncertainty.bounds
     else:
         draws_RP, redone = None, 0
         covariance_PP = sandwich_covariance(design, known, found, cluster)
@@ -195,7 +195,7 @@ def _differences(battles: Battles, features: Sequence[str], plus_one: bool) -> A
     """(a − b) / (a + b + 1) of each feature, by columns."""
     assert battles.style_a_NF is not None
     assert battles.style_b_NF is not None
-    x_NF = np.empty((len(battles), len(features)), order="F")
+    x_NF = np.zeros((len(battles), len(features)), order="F")
     for f, name in enumerate(features):
         column = STYLE_FEATURES.index(name)
         a_N, b_N = battles.style_a_NF[:, column].astype(np.float64), battles.style_b_NF[:, column].astype(np.float64)
@@ -203,7 +203,6 @@ def _differences(battles: Battles, features: Sequence[str], plus_one: bool) -> A
         if plus_one:
             total_N += 1
         np.divide(a_N - b_N, total_N, out=x_NF[:, f], where=total_N > 0)
-        x_NF[total_N <= 0, f] = 0
     return x_NF
 
 
@@ -246,8 +245,7 @@ def _maximum(design: Design, without: Fit, penalty_P: Array, features: Sequence[
         InputError: features that are told by others, or no maximum.
     """
     start_P = np.r_[without.strength_M, np.zeros(len(features))]
-    if not penalty_P[-1]:
-        _check_told_apart(filled(derivatives(design, start_P).matrix(), penalty_P, design.models), features)
+    _check_told_apart(filled(derivatives(design, start_P).matrix(), penalty_P, design.models), features)
     found = maximise(design, start_P, penalty_P)
     if not found.settled:
         raise InputError(

@@ -9,9 +9,10 @@ features take 2 ms.
 
 Newton steps are damped by ln(1 + d)/d, d a bound on the change of any battle's logit: that converges from anywhere (Sun and
 Tran-Dinh 2019, generalized self-concordant functions, ν = 2). A bootstrap round starts at the maximum of all battles, where
-chances need not be computed again: its first step is linear in the weights. It then takes undamped steps until what is left,
-estimated from the last two, is below 1e-6 in any logit (2e-4 points), usually a Newton step and one more gradient with the same
-curvature; a round for which that fails is solved anew with damped steps.
+chances need not be computed again: its first step is linear in the weights. Its steps are undamped, with the models' table of the
+drawn battles, renewed at the first two steps and every other one after, and the features' parts of all battles. They end when the
+next one would change no logit by more than about 3e-6 (5e-4 points), usually after three or four; a round for which that fails is
+solved anew with damped steps.
 
 Shape suffixes: N battles, M models, F features, P = M + F, C pairs that met, K clusters, R rounds.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite, log1p
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +33,7 @@ _BLOCK = 8192
 """Battles of one block. Its dozen columns fit the second-level cache, and products this short are not split among threads."""
 _STEPS, _SETTLED = 200, 1e-9
 """Damped steps at most, and the change of every logit at which they end."""
-_ROUND_STEPS, _ROUND_LEFT = 8, 1e-6
+_ROUND_STEPS, _ROUND_LEFT = 12, 3e-6
 """Undamped steps of a bootstrap round at most, and the estimated error of any logit at which they end."""
 
 
@@ -115,44 +117,55 @@ def _blocks(starts_C: NDArray[np.intp], count: int) -> tuple[_Block, ...]:
 # ── one pass over the battles ────────────────────────────────────────────────────────────────────────────────────────
 
 
+Curvature = Literal["all", "pairs", "none"]
+"""What of Σ v φ φᵀ is wanted: all, the models' M × M table alone, or nothing."""
+
+
 class Totals:
     """Σ u φ and Σ v φ φᵀ over battles, φ being a battle's row of the design, gathered block by block."""
 
-    def __init__(self, design: Design, *, curvature: bool) -> None:
+    def __init__(self, design: Design, wanted: Curvature) -> None:
         features, pairs = len(design.x_FN), len(design.low_C)
-        self._design, self._curvature = design, curvature
+        self._design, self._wanted = design, wanted
         self._u_C, self._ux_F = np.zeros(pairs), np.zeros(features)
-        if curvature:
-            self._v_C, self._vx_FC, self._vxx_FF = np.zeros(pairs), np.zeros((features, pairs)), np.zeros((features, features))
+        self._v_C = np.zeros(pairs)
+        if wanted == "all":
+            self._vx_FC, self._vxx_FF = np.zeros((features, pairs)), np.zeros((features, features))
         self._buffer = np.empty(_BLOCK)
 
-    def add(self, block: _Block, u: Array, v: Array) -> None:
-        """A block's battles with their weights u in the vector and, unless only that was asked for, v in the matrix."""
+    def add(self, block: _Block, u: Array, v: Array | None) -> None:
+        """A block's battles with their weights u in the vector and v in the matrix."""
         x_FB = self._design.x_FN[:, block.rows]
         self._u_C[block.pairs] += np.add.reduceat(u, block.starts)
         for f, x in enumerate(x_FB):
             self._ux_F[f] += np.dot(u, x)
-        if not self._curvature:
-            return
-        self._v_C[block.pairs] += np.add.reduceat(v, block.starts)
-        vx = self._buffer[: len(v)]
-        for f, x in enumerate(x_FB):
-            np.multiply(v, x, out=vx)
-            self._vx_FC[f, block.pairs] += np.add.reduceat(vx, block.starts)
-            for g in range(f + 1):
-                self._vxx_FF[f, g] += np.dot(vx, x_FB[g])
+        if v is not None:
+            self._v_C[block.pairs] += np.add.reduceat(v, block.starts)
+        if v is not None and self._wanted == "all":
+            vx = self._buffer[: len(v)]
+            for f, x in enumerate(x_FB):
+                np.multiply(v, x, out=vx)
+                self._vx_FC[f, block.pairs] += np.add.reduceat(vx, block.starts)
+                for g in range(f + 1):
+                    self._vxx_FF[f, g] += np.dot(vx, x_FB[g])
 
     def vector(self) -> Array:
         """Σ u φ [P]."""
         return np.asarray(np.r_[self._per_model(self._u_C), self._ux_F])
 
+    def table(self) -> Array:
+        """The models' part of Σ v φ φᵀ [M, M]."""
+        design = self._design
+        found_MM = np.zeros((design.models, design.models))
+        found_MM[design.low_C, design.high_C] = found_MM[design.high_C, design.low_C] = -self._v_C
+        np.fill_diagonal(found_MM, -found_MM.sum(1))
+        return found_MM
+
     def matrix(self) -> Array:
         """Σ v φ φᵀ [P, P]."""
-        design, models, features = self._design, self._design.models, len(self._ux_F)
+        models, features = self._design.models, len(self._ux_F)
         found_PP: Array = np.zeros((models + features, models + features))
-        table_MM = found_PP[:models, :models]
-        table_MM[design.low_C, design.high_C] = table_MM[design.high_C, design.low_C] = -self._v_C
-        np.fill_diagonal(table_MM, -table_MM.sum(1))
+        found_PP[:models, :models] = self.table()
         for f in range(features):
             found_PP[:models, models + f] = found_PP[models + f, :models] = self._per_model(self._vx_FC[f])
             for g in range(f + 1):
@@ -168,31 +181,33 @@ class Totals:
 def chances(design: Design, block: _Block, theta_P: Array) -> Array:
     """P(the model with the smaller number wins) of a block's battles."""
     low_C, high_C = design.low_C[block.pairs], design.high_C[block.pairs]
-    logit = np.repeat(theta_P[low_C] - theta_P[high_C], block.lengths)
-    for beta, x in zip(theta_P[design.models :], design.x_FN[:, block.rows], strict=True):
-        logit += beta * x
-    np.clip(logit, -700, 700, out=logit)
-    np.negative(logit, out=logit)
-    np.exp(logit, out=logit)
-    logit += 1
-    return np.reciprocal(logit, out=logit)
+    found = np.repeat(theta_P[high_C] - theta_P[low_C], block.lengths)
+    part = np.empty(len(found))
+    for beta, x in zip(theta_P[design.models :].tolist(), design.x_FN[:, block.rows], strict=True):
+        np.multiply(x, beta, out=part)
+        found -= part
+    with np.errstate(over="ignore"):  # a chance of 0 is a chance
+        np.exp(found, out=found)
+    found += 1
+    return np.reciprocal(found, out=found)
 
 
-def derivatives(design: Design, theta_P: Array, weight_N: Array | None = None, *, curvature: bool = True) -> Totals:
-    """Gradient (as the vector) and, if asked for, the negative second derivative of the log-likelihood without its penalty."""
-    totals = Totals(design, curvature=curvature)
+def derivatives(design: Design, theta_P: Array, weight_N: Array | None = None, wanted: Curvature = "all") -> Totals:
+    """Gradient (as the vector) and, if wanted, the negative second derivative of the log-likelihood without its penalty."""
+    totals = Totals(design, wanted)
     for block in design.blocks:
         chance = chances(design, block, theta_P)
         error = design.score_N[block.rows] - chance
+        spread = None
+        if wanted != "none":
+            spread = 1 - chance
+            spread *= chance
         if weight_N is not None:
-            error *= weight_N[block.rows]
-        if curvature:
-            spread = chance * (1 - chance)
-            if weight_N is not None:
-                spread *= weight_N[block.rows]
-            totals.add(block, error, spread)
-        else:
-            totals.add(block, error, error)
+            weight = weight_N[block.rows]
+            error *= weight
+            if spread is not None:
+                spread *= weight
+        totals.add(block, error, spread)
     return totals
 
 
@@ -260,31 +275,48 @@ class Redrawn:
             chance = chances(design, block, whole_P)
             self._error_N[block.rows] = design.score_N[block.rows] - chance
             self._spread_N[block.rows] = chance * (1 - chance)
+        self._matrix_PP = derivatives(design, whole_P).matrix()
 
     def maximum(self, weight_N: Array) -> Array | None:
         """The parameters [P], or None if undamped steps do not get there."""
         design, models = self._design, self._design.models
-        totals = Totals(design, curvature=True)
+        totals = Totals(design, "pairs")
         for block in design.blocks:
             weight = weight_N[block.rows]
             totals.add(block, weight * self._error_N[block.rows], weight * self._spread_N[block.rows])
-        theta_P, before = self._whole_P, np.inf
+        theta_P, before = self._whole_P, 0.0
         for step in range(_ROUND_STEPS):
-            fresh = step == 0 or step % 2 == 1  # the third, fifth, … step keeps the curvature of the one before
+            fresh = step == 0 or step % 2 == 1  # the third, fifth, … step keeps the table of the one before
             if step:
-                totals = derivatives(design, theta_P, weight_N, curvature=fresh)
+                totals = derivatives(design, theta_P, weight_N, "pairs" if fresh else "none")
             if fresh:
-                curvature_PP = filled(totals.matrix(), self._penalty_P, models)
+                curvature_PP = self._curvature(totals)
+            gradient_P = totals.vector() - self._penalty_P * theta_P
             try:
-                gradient_P = totals.vector() - self._penalty_P * theta_P
                 step_P = np.asarray(np.linalg.solve(curvature_PP, gradient_P), np.float64)
             except np.linalg.LinAlgError:
                 return None
             theta_P = theta_P + step_P
             change = _change(step_P, models, self._reach_F)
-            # Newton's step leaves about the square of itself; one with the last curvature, its product with the last step.
-            if change * (change if fresh else before) <= _ROUND_LEFT:
+            # Steps shrink at least as fast as from the last one to this one; what is left is of the size of the next.
+            if change * change <= _ROUND_LEFT * before and change < before:
                 theta_P[:models] -= theta_P[:models].mean()
-                return theta_P
+                return theta_P if _definite(curvature_PP) else None
             before = change
         return None
+
+    def _curvature(self, totals: Totals) -> Array:
+        """The models' table of these weights; what regards features is that of all battles, which hardly differs and only decides
+        how fast the steps shrink."""
+        matrix_PP, models = self._matrix_PP.copy(), self._design.models
+        matrix_PP[:models, :models] = totals.table()
+        return filled(matrix_PP, self._penalty_P, models)
+
+
+def _definite(curvature_PP: Array) -> bool:
+    """Whether it bends in every direction; it does not where models were not drawn, or groups of them never met."""
+    try:
+        pivots = np.diag(np.linalg.cholesky(curvature_PP)) ** 2
+    except np.linalg.LinAlgError:
+        return False
+    return bool((pivots > 1e-9 * np.diag(curvature_PP)).all())

@@ -43,7 +43,7 @@ def sandwich_covariance(design: Design, battles: Battles, found: Maximum, cluste
 
 def _squares(design: Design, theta_P: Array) -> Array:
     """Σ (S − P)² φ φᵀ."""
-    totals = Totals(design, curvature=True)
+    totals = Totals(design, "all")
     for block in design.blocks:
         error = design.score_N[block.rows] - chances(design, block, theta_P)
         totals.add(block, error, error**2)
@@ -109,9 +109,8 @@ def redraw(
     for draw_P in draws_RP:
         times = np.bincount(rng.integers(0, units, units), minlength=units)
         weight_N = (times if member_N is None else times[member_N]).astype(np.float64)
-        exists = bool(penalty_P[0]) or _connected(design, weight_N)
-        found_P = near.maximum(weight_N) if exists else None
-        if found_P is None and exists:
+        found_P = near.maximum(weight_N)
+        if found_P is None and (penalty_P[0] or _connected(design, weight_N)):
             far = maximise(design, whole_P, penalty_P, weight_N)
             found_P = far.theta_P if far.settled else None
         if found_P is None:
