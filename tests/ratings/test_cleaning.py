@@ -135,6 +135,16 @@ def test_the_product_by_hand() -> None:
     assert [late.judge.names[j] for j in np.flatnonzero(outliers(late))] == ["j"]
 
 
+def test_only_the_first_hundred_decided_votes_of_a_judge_are_looked_at() -> None:
+    for before, found in ((98, True), (99, False)):
+        # On p and q all are divided, so that a loss of p has the p-value ½ and changes nothing; two losses of x are too odd.
+        rows = [("p", "q", 1.0)] * before + [("x", "y", 1.0)] * 18
+        rows += [("x", "y", 0.5)] * 50 + [("p", "q", 0.0)] * before + [("x", "y", 0.0)] * 2
+        who = [f"o{i}" for i in range(before + 18)] + ["late"] * (52 + before)
+        battles = replace(of_scores(rows), judge=named(who))
+        assert outliers(battles)[-1] == found
+
+
 def test_a_judge_alone_on_a_pair_is_compared_with_nobody() -> None:
     battles = replace(of_scores([("x", "y", 1.0)] * 50), judge=named(["only"] * 50))
     assert not outliers(battles).any()

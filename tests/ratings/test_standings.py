@@ -87,11 +87,13 @@ def test_an_anchor_moves_the_table_and_nothing_else(interval: str) -> None:
 
 @pytest.mark.parametrize("interval", ["sandwich", "bootstrap"])
 def test_intervals_relative_to_a_model_are_wider_but_ranks_stay(interval: str) -> None:
-    battles = some_battles()
+    battles = some_battles(count=120)  # so few that ranks are open
     wanted = Wanted(interval=interval, rounds=400)  # type: ignore[arg-type]
     plain, relative = rate(battles, wanted), rate(battles, replace(wanted, relative_to="mid"))
     assert column(plain, "rank_ci") == column(relative, "rank_ci")
     assert column(plain, "rating") == column(relative, "rating")
+    edges = np.array([one.ci for one in relative.standings]).T
+    assert ranked(edges[0], edges[1]) != ranked(*np.array([one.ci for one in plain.standings]).T)
     widths = {n: ci[1] - ci[0] for n, ci in column(relative, "ci").items()}  # type: ignore[index]
     assert widths["mid"] == pytest.approx(0, abs=1e-6)
     for name in ("top", "low", "good"):

@@ -149,7 +149,6 @@ def strengths(wins: ArrayLike, names: Sequence[str] = (), *, ridge: float = 0.0)
         raise ValueError(f"wins must be a square matrix of finite counts, not {wins_MM.shape}")
     if not np.isfinite(wins_MM).all() or (wins_MM < 0).any() or ridge < 0:
         raise ValueError("wins must be a square matrix of finite counts, and a ridge at least 0")
-    np.fill_diagonal(wins_MM, 0)
     if not ridge:
         check_connected(wins_MM, names)
     try:
