@@ -17,7 +17,6 @@ the journal, training goes on from its last checkpoint, and the next `run` ends 
 from __future__ import annotations
 
 import difflib
-import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from starling.lineage import (
 from starling.plan import check, require_shared
 from starling.progress import SILENT, Progress
 from starling.records import FoundAnswer, Judgment, MergedRanking, Prompt, RankedPrompt, Response
-from starling.rundir import WORK_FOLDER, Stopwatch, launched, locked
+from starling.rundir import WORK_FOLDER, Stopwatch, launched, locked, write_json
 from starling.serving import Endpoints
 
 SUMMARY_FILE = "summary.json"
@@ -232,9 +231,6 @@ def _policy(job: Job) -> None:
     from starling.policy.judged import Judge
 
     job.prepare_torch()
-    ranking, judge = job.config.ranking, None
-    if job.config.policy.selection.judge_prompts and ranking is not None and launched().first:
-        judge = Judge(job.endpoints.get(ranking.judge), ranking, job.seed)
     asked = job.prompts("train")
     metrics = train.train(
         asked,
@@ -247,7 +243,7 @@ def _policy(job: Job) -> None:
         seed=job.seed,
         progress=job.progress,
         monitor=_gold_of if is_world(job.config) else None,
-        judge=judge,
+        judge=Judge.of(job.config, job.endpoints) if launched().first else None,
         tracking=job.config.run.dir / "tracking" / "policy",
     )
     job.draft.rows = len(asked)
@@ -369,7 +365,7 @@ def needed(config: Config, until: str | None = None) -> tuple[Stage, ...]:
 
 def _require_sections(stage: Stage, config: Config) -> None:
     """Raise ConfigError when a section is missing that the stage cannot do without."""
-    wanted = {"pool": "responses", "judge": "ranking", "prices": "models", "benchmarks": "evaluate"}
+    wanted = {"pool": "responses", "judge": "ranking", "prices": "models", "benchmarks": "evaluate", "policy judge": "policy"}
     sections = {wanted.get(section, section).split(".")[0] for section in stage.sections}
     if stage.name == "evaluate":  # goes without a judge: then there is no head to head
         sections -= {"responses", "ranking"}
@@ -496,10 +492,3 @@ def _finish(config: Config, wanted: list[str]) -> None:
 
     numbers = summary(artifacts["evaluate"].metrics, seconds=seconds, algorithm=config.policy.algorithm.type)
     write_json(config.run.dir / SUMMARY_FILE, numbers)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step."""
-    draft = path.with_suffix(".json.new")
-    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)

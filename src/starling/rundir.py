@@ -17,6 +17,7 @@ killed process locks nothing.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from starling.errors import UsageError
 
@@ -156,3 +158,10 @@ class Stopwatch:
             draft = self._path.with_suffix(".new")
             draft.write_text(f"{self.seconds:.3f}")
             draft.replace(self._path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step."""
+    draft = path.with_suffix(".json.new")
+    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)

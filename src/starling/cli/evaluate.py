@@ -156,6 +156,7 @@ def evaluate_compare(
 def _compare_models(tables: Sequence[Table], out: Path | None, as_json: bool) -> None:
     from starling.cli.benchmark_tables import print_comparison
     from starling.evaluate import comparison
+    from starling.rundir import write_json
 
     if out is not None:
         from starling.report import evaluation_comparison
@@ -171,6 +172,7 @@ def _compare_models(tables: Sequence[Table], out: Path | None, as_json: bool) ->
 def _compare_rewards(folders: Sequence[Path], out: Path | None, as_json: bool) -> None:
     from starling.evaluate.reward_benchmarks import compare
     from starling.evaluate.reward_benchmarks import folders as kept
+    from starling.rundir import write_json
 
     results, found = kept.compare_folders(folders)
     if out is not None:
@@ -190,12 +192,6 @@ def _compare_rewards(folders: Sequence[Path], out: Path | None, as_json: bool) -
         "letter are not distinguishable; intervals are those of single comparisons. Shares are of pairs ordered rightly "
         "(RewardBench by its own weights), whatever else a benchmark's accuracy is"
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    import json
-
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _keep(out: Path, found: Sequence[ScoredSet], results: Sequence[dict[str, Any]], model: str) -> None:

@@ -2,8 +2,8 @@
 
 Source: Starling's authors took, of the checkpoints that neither ramble nor unlearn, the one that a judge prefers. As in the head
 to head of the evaluation each prompt is shown in both orders and won where both prefer the same reply (MT-Bench, arXiv
-2306.05685, section 3.4); equal replies are a tie without a call; a prompt with a verdict missing has no score and is counted. The calls are
-the judge's like any other: in the journal, within the budget, and not made again when a killed tuning goes on.
+2306.05685, section 3.4); equal replies are a tie without a call; a prompt with a verdict missing has no score and is counted.
+The calls are the judge's like any other: in the journal, within the budget, and not made again when a killed tuning goes on.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starling.config import RankingSection
+from starling.config import Config, RankingSection
 from starling.endpoint import Endpoint
 from starling.judge.given import Duel, compare_many
 from starling.policy.guard import standard_error
 from starling.records import Comparison, Prompt
+from starling.serving import Endpoints
 
 BASE, POLICY = "base", "policy"
 
@@ -27,6 +28,13 @@ class Judge:
     endpoint: Endpoint
     ranking: RankingSection
     seed: int
+
+    @classmethod
+    def of(cls, config: Config, endpoints: Endpoints) -> Judge | None:
+        """The run's judge; None where the policy's selection does not ask it."""
+        if not config.policy.selection.judge_prompts or config.ranking is None:
+            return None
+        return cls(endpoints.get(config.ranking.judge), config.ranking, config.run.seed)
 
     def compare(self, prompts: Sequence[Prompt], base: Sequence[str], policy: Sequence[str]) -> dict[str, float]:
         """The win rate of the policy's replies over the base's.
