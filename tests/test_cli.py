@@ -53,8 +53,8 @@ def test_the_commands_are_those_of_the_design(run: Run) -> None:
     listed = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == [
         "run", "prompts", "respond", "rank", "dataset", "train-reward", "train-policy", "report", "publish",
-        "status", "plan", "ratings",
-        "score", "serve-reward", "export-reward", "chat", "sample", "show", "doctor", "evaluate", "import",
+        "status", "plan",
+        "score", "serve-reward", "export-reward", "ratings", "chat", "sample", "show", "doctor", "evaluate", "import",
         "audit", "config",
     ]  # fmt: skip
 

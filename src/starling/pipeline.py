@@ -243,7 +243,7 @@ def _policy(job: Job) -> None:
         seed=job.seed,
         progress=job.progress,
         monitor=_gold_of if is_world(job.config) else None,
-        judge=Judge.of(job.config, job.endpoints) if launched().first else None,
+        judge=Judge.of(job.config, job.endpoints.get) if launched().first else None,
         tracking=job.config.run.dir / "tracking" / "policy",
     )
     job.draft.rows = len(asked)

@@ -8,7 +8,7 @@ The calls are the judge's like any other: in the journal, within the budget, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starling.config import Config, RankingSection
@@ -16,7 +16,6 @@ from starling.endpoint import Endpoint
 from starling.judge.given import Duel, compare_many
 from starling.policy.guard import standard_error
 from starling.records import Comparison, Prompt
-from starling.serving import Endpoints
 
 BASE, POLICY = "base", "policy"
 
@@ -30,11 +29,11 @@ class Judge:
     seed: int
 
     @classmethod
-    def of(cls, config: Config, endpoints: Endpoints) -> Judge | None:
+    def of(cls, config: Config, endpoint: Callable[[str], Endpoint]) -> Judge | None:
         """The run's judge; None where the policy's selection does not ask it."""
         if not config.policy.selection.judge_prompts or config.ranking is None:
             return None
-        return cls(endpoints.get(config.ranking.judge), config.ranking, config.run.seed)
+        return cls(endpoint(config.ranking.judge), config.ranking, config.run.seed)
 
     def compare(self, prompts: Sequence[Prompt], base: Sequence[str], policy: Sequence[str]) -> dict[str, float]:
         """The win rate of the policy's replies over the base's.
