@@ -64,7 +64,9 @@ COMMON: dict[str, Any] = {
 WITHOUT_CRITIC: dict[str, Any] = {"samples_per_prompt": 4, "critic": {"pretrain": 0}}
 ARMS: dict[str, dict[str, Any]] = {
     "apa": {"algorithm": {"type": "apa", "anchor": "rollout", "lam": 1.0}},
-    "apa-initial": {"algorithm": {"type": "apa", "anchor": "initial", "lam": 1.0}, "kl": 0.0},
+    "apa-initial": {
+        "algorithm": {"type": "apa", "anchor": "initial", "lam": 0.3}, "kl": 0.0, "optimizer": {"learning_rate": 1e-3},
+    },  # fmt: skip
     "ppo": {"algorithm": {"type": "ppo"}},
     "p3o": {"algorithm": {"type": "p3o"}, **WITHOUT_CRITIC},
     "rloo": {"algorithm": {"type": "rloo"}, **WITHOUT_CRITIC},
