@@ -130,6 +130,7 @@ def result(
         note if len(models) == len(lines) else f"{', '.join(models[:5])}{', …' if len(models) > 5 else ''}: {note}"
         for note, models in said.items()
     ]
+    by_controlled = ("The order and the differences are by the length-controlled rate; the score is the plain one.",)
     return Result(
         benchmark=WORD,
         title=f"AlpacaEval: win rate over {' and '.join(baselines) or 'the baseline'}",
@@ -137,7 +138,7 @@ def result(
         models=tuple(_model_result(line) for line in sorted(lines, key=key)),
         differences=tuple(differences),
         judge=judge,
-        notes=(*notes, *gathered),
+        notes=(*notes, *(by_controlled if controlled and len(lines) > 1 else ()), *gathered),
         settings=settings,
     )
 
