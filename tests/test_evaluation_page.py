@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from starling.evaluate.results import Part, Result
 from starling.report import evaluation_comparison, evaluation_page
 from starling.report.page import typeset
 from tests.evaluate.made_results import JUDGE, bench, difference, model, part, spread
+from tests.html_balance import Balance
 
 EVIL = "<script>alert(1)</script>"
 
@@ -32,30 +32,6 @@ def safety() -> Result:
         bench(model("base", 4.4), model("policy", 9.2)), benchmark="safety", title="XSTest", unit="% refused", judge=None
     )
     return replace(found, higher_is_better=False)
-
-
-class Balance(HTMLParser):
-    """Tags that are opened and closed, ids, and what is pointed at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.targets: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids += [v for k, v in attrs if k == "id" and v]
-        self.targets += [v[1:] for k, v in attrs if k in ("href", "xlink:href") and v and v.startswith("#")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in ("meta", "br"):
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def text_of(html: str) -> str:

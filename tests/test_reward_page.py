@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from starling.evaluate.reward_benchmarks import compare
 from starling.evaluate.reward_benchmarks.compare import Verdict
 from starling.evaluate.reward_benchmarks.diagnosis import Answers, diagnose
 from starling.report import reward_page
+from tests.html_balance import Balance
 
 EVIL = "<script>alert(1)</script>"
 
@@ -38,28 +38,6 @@ def result(name: str, value: float, k: int, **more: Any) -> dict[str, Any]:
 def page() -> str:
     results = [result("human_preference", 0.8, 2), result("k_wise", 0.64, 4), result("safety", 0.4, 2, missing=["xstest"])]
     return reward_page.render({f"org/model {EVIL}": results})
-
-
-class Balance(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.targets: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids += [v for k, v in attrs if k == "id" and v]
-        self.targets += [v[1:] for k, v in attrs if k in ("href", "xlink:href") and v and v.startswith("#")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in ("meta", "br"):
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def text_of(html: str) -> str:

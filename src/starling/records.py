@@ -342,6 +342,11 @@ class Comparison(Record):
             raise ValueError("a comparison has a winner exactly when its outcome is ranked")
         return self
 
+    @property
+    def preference_b(self) -> float | None:
+        """1 = b won, 0 = a did, 0.5 = a tie; None without a verdict."""
+        return None if self.winner is None else {"a": 0.0, "b": 1.0, "tie": 0.5}[self.winner]
+
     def swap(self) -> Comparison:
         """The same verdict seen from the other side: the winner flips too."""
         flipped = {"a": "b", "b": "a"}.get(self.winner or "", self.winner)

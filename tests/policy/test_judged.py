@@ -12,12 +12,13 @@ import pytest
 from starling.config import Config, RankingSection
 from starling.endpoint import Reply, Request, ScriptedEndpoint
 from starling.journal import Budget, Journal
+from starling.judge.given import agreed
 from starling.judge.rubric import read_prompt
 from starling.lineage import settings_read
 from starling.pipeline import BY_NAME
 from starling.plan import count
 from starling.policy import train as tuning
-from starling.policy.judged import Judge, score
+from starling.policy.judged import Judge
 from starling.records import Comparison, ModelRef, Outcome
 from tests.policy.small import PROMPTS, lines, settings, tune
 
@@ -75,15 +76,17 @@ def test_a_missing_verdict_is_counted_and_never_a_tie(journal: Journal) -> None:
     assert nothing == {"no_verdict": 1.0}
 
 
-def test_the_score_turns_round_with_the_sides() -> None:
-    def said(winner: Any) -> Comparison:
+def test_the_verdicts_of_both_orders_as_one() -> None:
+    def said(winner: Any) -> float | None:
         outcome = Outcome.ranked if winner else Outcome.unparsed
-        return Comparison(prompt_id="p", a="base", b="policy", winner=winner, by="judge", outcome=outcome)
+        verdict = Comparison(prompt_id="p", a="base", b="policy", winner=winner, by="judge", outcome=outcome)
+        swapped = verdict.swap().preference_b
+        assert swapped == (None if verdict.preference_b is None else 1 - verdict.preference_b)
+        return verdict.preference_b
 
-    assert [score(said(a), said(b)) for a, b in (("b", "b"), ("a", "a"), ("a", "b"), ("tie", "tie"), ("b", "tie"))] == [
-        1.0, 0.0, 0.5, 0.5, 0.5,
-    ]  # fmt: skip
-    assert score(said(None), said("b")) is score(said("b"), said(None)) is None
+    rows = (("b", "b"), ("a", "a"), ("a", "b"), ("tie", "tie"), ("b", "tie"))
+    assert [agreed(said(a), said(b)) for a, b in rows] == [1.0, 0.0, 0.5, 0.5, 0.5]
+    assert agreed(said(None), said("b")) is agreed(said("b"), said(None)) is None
 
 
 def test_the_checkpoint_that_the_judge_prefers_is_kept_also_after_a_kill(

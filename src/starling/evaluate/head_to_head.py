@@ -21,9 +21,9 @@ import numpy as np
 from starling import stats
 from starling.config import EvaluateSection, RankingSection
 from starling.endpoint import Endpoint
-from starling.evaluate.judging import Vote, both_orders, position_gap
+from starling.evaluate.judging import Vote, position_gap
 from starling.evaluate.rows import EvaluatedPrompt
-from starling.judge.given import Duel, compare_many
+from starling.judge.given import Duel, agreed, compare_many
 from starling.progress import Progress
 from starling.records import Comparison, Prompt
 
@@ -79,12 +79,11 @@ def tuned_score(first: Comparison, second: Comparison) -> float | None:
         first: the verdict when the base's reply was shown first, sides a = base, b = tuned.
         second: the verdict when the tuned reply was shown first, the same sides.
     """
-    return both_orders(_vote(first), _vote(second))
+    return agreed(first.preference_b, second.preference_b)
 
 
 def _vote(verdict: Comparison) -> Vote:
-    preference = None if verdict.winner is None else {"a": 0.0, "b": 1.0, "tie": 0.5}[verdict.winner]
-    return Vote(preference, verdict.outcome, "", "")
+    return Vote(verdict.preference_b, verdict.outcome, "", "")
 
 
 def measure(verdicts: Sequence[tuple[Comparison, Comparison]], *, identical: int, resamples: int, seed: int) -> dict[str, Any]:

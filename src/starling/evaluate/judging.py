@@ -27,7 +27,7 @@ from starling.endpoint import Endpoint, HttpEndpoint, Reply, Request, ask_togeth
 from starling.errors import ConfigError, EndpointError, UsageError
 from starling.evaluate.results import PURPOSE, Job, JudgeFacts
 from starling.judge.calls import failure_of
-from starling.judge.given import Said, Shown, ask_given, winner_of
+from starling.judge.given import Said, Shown, agreed, ask_given, winner_of
 from starling.judge.verdict import NO_LOGPROBS
 from starling.metering import Meter, Tap
 from starling.records import Messages, ModelRef, Outcome, Sampling
@@ -293,11 +293,8 @@ def _grade(said: Said) -> Grade:
 
 
 def both_orders(first: Vote, second: Vote) -> float | None:
-    """The written verdicts of both orders as one, MT-Bench's rule: a preference counts only if both orders have it, else it is a
-    tie (0.5). None when one of them is missing."""
-    if first.preference_b is None or second.preference_b is None:
-        return None
-    return first.preference_b if first.preference_b == second.preference_b else 0.5
+    """The written verdicts of both orders as one; see `judge.given.agreed`."""
+    return agreed(first.preference_b, second.preference_b)
 
 
 def mean_preference(first: Vote, second: Vote) -> float | None:

@@ -191,6 +191,18 @@ def compare_many(
     ]
 
 
+def agreed(first: float | None, second: float | None) -> float | None:
+    """The written verdicts of both orders as one (MT-Bench, arXiv 2306.05685, section 3.4): a preference counts only where both
+    orders have it, else it is a tie (0.5). None when one of them is missing.
+
+    Args:
+        first, second: preference for the same answer, 0 … 1, in either order.
+    """
+    if first is None or second is None:
+        return None
+    return first if first == second else 0.5
+
+
 def winner_of(verdict: Verdict | None) -> Literal["a", "b", "tie"] | None:
     """The better of two answers, `a` being the one shown first."""
     if verdict is None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from starling.config import Config, RankingSection
 from starling.endpoint import Endpoint
-from starling.judge.given import Duel, compare_many
+from starling.judge.given import Duel, agreed, compare_many
 from starling.policy.guard import standard_error
-from starling.records import Comparison, Prompt
+from starling.records import Prompt
 
 BASE, POLICY = "base", "policy"
 
@@ -56,17 +56,11 @@ class Judge:
         ]
         both = [duel for pair in differing for duel in (pair, pair.swapped())]
         said = compare_many(both, self.endpoint, self.ranking, self.seed) if both else []
-        scores = [score(first, second.swap()) for first, second in zip(said[::2], said[1::2], strict=True)]
+        orders = zip(said[::2], said[1::2], strict=True)
+        scores = [agreed(first.preference_b, second.swap().preference_b) for first, second in orders]
         decided = [s for s in scores if s is not None] + [0.5] * (len(prompts) - len(differing))
         found = {"no_verdict": scores.count(None) / len(prompts)}
         if decided:
             error = standard_error(decided, range(len(decided)))
             found |= {"win_rate": sum(decided) / len(decided), **({"win_rate_se": error} if error is not None else {})}
         return found
-
-
-def score(first: Comparison, second: Comparison) -> float | None:
-    """1 = the policy (side b) wins in both orders, 0 = the base does, 0.5 = anything else; None = a verdict is missing."""
-    if first.winner is None or second.winner is None:
-        return None
-    return {"a": 0.0, "b": 1.0, "tie": 0.5}[first.winner] if first.winner == second.winner else 0.5
