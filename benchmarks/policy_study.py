@@ -65,8 +65,10 @@ WITHOUT_CRITIC: dict[str, Any] = {"samples_per_prompt": 4, "critic": {"pretrain"
 ARMS: dict[str, dict[str, Any]] = {
     "apa": {"algorithm": {"type": "apa", "anchor": "rollout", "lam": 1.0}},
     "apa-initial": {
-        "algorithm": {"type": "apa", "anchor": "initial", "lam": 0.3}, "kl": 0.0, "optimizer": {"learning_rate": 1e-3},
-    },  # fmt: skip
+        "algorithm": {"type": "apa", "anchor": "initial", "lam": 0.3},
+        "kl": 0.0,
+        "optimizer": {"learning_rate": 1e-3},
+    },
     "ppo": {"algorithm": {"type": "ppo"}},
     "p3o": {"algorithm": {"type": "p3o"}, **WITHOUT_CRITIC},
     "rloo": {"algorithm": {"type": "rloo"}, **WITHOUT_CRITIC},
