@@ -87,7 +87,7 @@ def request(folder: Path, args: argparse.Namespace, **changes: Any) -> dict[str,
         "folder": str(folder), "seed": args.seed, "epochs": 1, "per_step": args.per_step, "warmup": args.warmup,
         "micro_tokens": args.micro_tokens, "batch": 3, "accumulate": 1, "rate": 1e-5, "warmup_fraction": 0.05,
         "warmup_steps": 0, "in_order": args.in_order, "every": 0, "mark": 1.0, "stop": 0, "floor": False, "reward": {},
-        "schedule": args.schedule,
+        "schedule": args.schedule, "optimizer": args.ours_optimizer,
     }  # fmt: skip
     unknown = set(changes) - set(spec)
     assert not unknown, unknown
@@ -286,7 +286,8 @@ def part_accuracy(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found = {side: run(chosen[side]) for side, run in sides(seed).items()}
         lines.append({"seed": seed, **found, "ratio": accuracy.ratio(found["starling"], found["trl"])})
         say(accuracy.table(lines[-1:]).splitlines()[2])
-    return {"task": vars(task), "chosen": {side: vars(s) for side, s in chosen.items()}, "tuning": tuning, "seeds": lines}
+    named = {"task": vars(task), "optimizer": args.ours_optimizer}
+    return {**named, "chosen": {side: vars(s) for side, s in chosen.items()}, "tuning": tuning, "seeds": lines}
 
 
 def make_task(folder: Path, task: accuracy.Task, seed: int) -> Path:
@@ -299,7 +300,7 @@ def make_task(folder: Path, task: accuracy.Task, seed: int) -> Path:
 
 def accuracy_table(found: dict[str, Any]) -> str:
     how = "; ".join(f"{side}: rate {s['rate']:g}, batch {s['batch']}" for side, s in found["chosen"].items())
-    return f"{accuracy.table(found['seeds'])}\n\nMark {found['task']['mark']}. {how}"
+    return f"{accuracy.table(found['seeds'])}\n\nMark {found['task']['mark']}. {how}; Starling's optimiser: {found['optimizer']}"
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -336,6 +337,12 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--tune-seed", type=int, default=0, help="where a side has more than one setting below, the best on this seed is taken")
     add("--ours-rates", type=float, nargs="+", default=[1e-3])
+    add(
+        "--ours-optimizer",
+        choices=("adamw", "muon"),
+        default="adamw",
+        help="Starling's; the peer's trainer has AdamW and its kin only",
+    )
     add("--ours-batches", type=int, nargs="+", default=[1], help="rankings per optimiser step")
     add("--theirs-rates", type=float, nargs="+", default=[5e-4])
     add("--theirs-batches", type=int, nargs="+", default=[4], help="pairs per optimiser step")

@@ -77,7 +77,10 @@ def settings(spec: dict[str, Any]) -> RewardSection:
     """The `[reward]` section of this run; what the request does not name is Starling's default."""
     chosen = {
         "optimizer": OptimizerSection(
-            learning_rate=spec["rate"], warmup_fraction=spec["warmup_fraction"], schedule=spec["schedule"]
+            type=spec["optimizer"],
+            learning_rate=spec["rate"],
+            warmup_fraction=spec["warmup_fraction"],
+            schedule=spec["schedule"],
         ),
         "epochs": spec["epochs"],
         "rankings_per_step": spec["per_step"],
